@@ -1,0 +1,262 @@
+"""The configuration's types and checks.
+
+The YAML under ``configs/`` holds every default; the models here hold every type and range, and nothing else
+knows either. ``read_config`` turns what Hydra composed into one of them, or reports all problems at once: unknown
+keys with the nearest valid one and the file they stand in, missing keys, wrong types, ranges, and keys that have
+no effect together. It runs before torch is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dpo_cli.errors import ConfigError
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+CountFromZero = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: no defaults (they are in YAML), no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    path: str
+    revision: str | None
+    chat_template: str | None
+    attention: Literal["auto", "groups", "plain"]
+
+
+class DataConfig(Section):
+    path: str
+    split: str
+    revision: str | None
+    eval: str | Annotated[float, Field(gt=0, lt=1)] | None
+    limit: PositiveInt | None
+    text: Literal["auto", "chat", "plain"]
+    max_length: PositiveInt
+    max_prompt_length: PositiveInt | None
+    on_too_long: Literal["truncate", "drop", "raise"]
+
+
+class LossConfig(Section):
+    name: Literal["dpo"]
+    beta: Positive
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False)]
+
+
+class ReferenceConfig(Section):
+    mode: Literal["cached", "live"]
+    path: str | None
+    cache_dir: str | None
+
+
+class OptimConfig(Section):
+    name: Literal["adamw"]
+    lr: Positive
+    betas: tuple[Share, Share]
+    eps: Positive
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup_ratio: Share
+    max_grad_norm: Positive | None
+
+
+class EngineConfig(Section):
+    zero_stage: Literal[0, 1, 2, 3] | Auto
+    deepspeed: dict[str, Any]
+
+
+class LaunchConfig(Section):
+    name: Literal["local"]
+    num_processes: PositiveInt | Auto
+
+
+class TrackerConfig(Section):
+    name: Literal["wandb"]
+    mode: Literal["auto", "online", "offline", "disabled"]
+    project: str
+    run_name: str | None
+    group: str | None
+
+
+class EvalConfig(Section):
+    samples: CountFromZero
+    max_new_tokens: PositiveInt
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    true_reward: Literal["quickstart"] | None
+
+
+class TrainSection(Section):
+    epochs: PositiveInt
+    max_steps: PositiveInt | None
+    batch_size: PositiveInt
+    precision: Precision
+    tokens_per_micro_batch: PositiveInt | Auto
+    log_every: PositiveInt
+    eval_every: PositiveInt | None
+    save_every: PositiveInt | None
+    keep_last: Annotated[int, Field(ge=2, strict=True)]
+    keep_best: str | None
+
+
+class TrainConfig(Section):
+    """What ``dpo train`` and ``dpo precompute-ref`` take."""
+
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig
+    reference: ReferenceConfig
+    optim: OptimConfig
+    engine: EngineConfig
+    launch: LaunchConfig
+    tracker: TrackerConfig
+    eval: EvalConfig
+    train: TrainSection
+    seed: CountFromZero
+    run_dir: str | None
+    resume: str
+
+
+class EvaluateConfig(Section):
+    """What ``dpo eval`` takes."""
+
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig
+    reference: ReferenceConfig
+    launch: LaunchConfig
+    eval: EvalConfig
+    run: str | None
+    seed: CountFromZero
+    precision: Precision
+    tokens_per_micro_batch: PositiveInt | Auto
+    output: str | None
+
+
+Config = TypeVar("Config", TrainConfig, EvaluateConfig)
+
+
+def read_config(tree: dict[str, Any], schema: type[Config], files: Sequence[Path] = ()) -> Config:
+    """The typed configuration, or every problem with it.
+
+    Args:
+        tree: what was composed, as plain dicts, interpolations resolved, ``???`` where a value is missing.
+        schema: ``TrainConfig`` or ``EvaluateConfig``.
+        files: the user's configuration files that took part, searched for where a wrong key stands.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
+    try:
+        config = schema.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(list(_explain(error, schema, files))) from None
+    problems = list(_conflicts(config))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def valid_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every full key of a schema, such as ``loss.beta``."""
+    keys = []
+    for name, field in schema.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += valid_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def nearest_key(key: str, schema: type[BaseModel]) -> str:
+    """A hint naming the valid key most like ``key``, or an empty string."""
+    keys = valid_keys(schema)
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    if not near:  # right name, wrong section
+        near = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _explain(error: ValidationError, schema: type[BaseModel], files: Sequence[Path]) -> Iterator[str]:
+    """One line per wrong key; the members of a union report one by one, so they are put together."""
+    expected: dict[str, list[str]] = {}
+    found: dict[str, Any] = {}
+    known = set(valid_keys(schema))
+    for problem in error.errors(include_url=False):
+        parts = [str(part) for part in problem["loc"]]
+        key = next(
+            (".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in known),
+            ".".join(parts),
+        )
+        if problem["type"] == "extra_forbidden":
+            key = ".".join(parts)
+            yield f"unknown key {key}{_where(key, files)}{nearest_key(key, schema)}"
+        elif problem["type"] == "missing":
+            yield f"{key} is missing: the configuration must give it a value"
+        else:
+            expected.setdefault(key, []).append(_requirement(problem))
+            found[key] = problem["input"]
+    for key, requirements in expected.items():
+        if found[key] == "???":
+            yield f"{key} has no value: give it one, {key}=..."
+        else:
+            wanted = " or ".join(dict.fromkeys(requirements))
+            yield f"{key}={found[key]!r}{_where(key, files)}: expected {wanted}"
+
+
+def _requirement(problem: Any) -> str:
+    message = str(problem["msg"])
+    for start in ("Input should be a valid ", "Input should be "):
+        message = message.removeprefix(start)
+    return message[0].lower() + message[1:]
+
+
+def _where(key: str, files: Sequence[Path]) -> str:
+    """The user's file and line in which ``key`` stands, as far as a look at the text can tell."""
+    name = key.rsplit(".", 1)[-1]
+    for file in files:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if line.split("#", 1)[0].strip().startswith(f"{name}:"):
+                return f" ({file}, line {number})"
+    return ""
+
+
+def _conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:
+    """Keys that contradict each other, or have no effect together."""
+    data = config.data
+    if data.max_prompt_length is not None and data.max_prompt_length >= data.max_length:
+        yield (
+            f"data.max_prompt_length={data.max_prompt_length} leaves no room for an answer in "
+            f"data.max_length={data.max_length}: make it smaller"
+        )
+    if config.eval.true_reward and not config.eval.samples and data.eval is None:
+        yield "eval.true_reward has no effect without eval.samples or data.eval"
+    if isinstance(config, TrainConfig):
+        yield from _train_conflicts(config)
+    elif config.run is None and config.data.eval is not None:
+        yield "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
+
+
+def _train_conflicts(config: TrainConfig) -> Iterator[str]:
+    train = config.train
+    if train.eval_every is not None and config.data.eval is None:
+        yield f"train.eval_every={train.eval_every} has no effect without data.eval"
+    if config.eval.samples and config.data.eval is None:
+        yield f"eval.samples={config.eval.samples} has no effect without data.eval: samples answer its prompts"
+    if train.keep_best is not None and (train.eval_every is None or train.save_every is None):
+        yield f"train.keep_best={train.keep_best} has no effect without train.eval_every and train.save_every"
+    if config.reference.mode == "live" and config.reference.cache_dir is not None:
+        yield "reference.cache_dir has no effect with reference.mode=live: nothing is kept"
+    if config.resume not in ("none", "auto") and config.run_dir is None:
+        yield f"resume={config.resume} needs run_dir, the folder to go on in"
