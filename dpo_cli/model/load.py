@@ -1,0 +1,137 @@
+"""From a hub id or a folder to a model in float32, dropout off, with attention over groups where it can."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from dpo_cli.errors import DpoError
+from dpo_cli.model.attention import GROUP_ATTENTION
+
+log = logging.getLogger(__name__)
+
+# Layer kinds whose whole notion of the past is the attention function's. Recurrent, convolution and chunked
+# layers keep or mask it elsewhere, and would mix answers without any error.
+_GROUP_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass
+class LoadedModel:
+    """A model ready to be trained, and what was changed to get there."""
+
+    model: PreTrainedModel
+    can_group: bool
+    """Whether its attention goes through ``group_attention``; numbers must still prove it right."""
+    why_not: str = ""
+    dropout: dict[str, float] = field(default_factory=dict)
+    """The configuration's dropout probabilities, set to 0 for training and put back when the model is saved."""
+    added_rows: int = 0
+    """Embedding rows added for new tokens."""
+
+
+def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Raises:
+        DpoError: if the folder or hub id has none.
+    """
+    _check_folder(path)
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise DpoError(f"model.path={path}: no tokenizer could be loaded from it ({_first_line(error)})") from None
+
+
+def load_model(path: str, revision: str | None, *, vocabulary: int, attention: str) -> LoadedModel:
+    """The model in float32.
+
+    Args:
+        path: hub id or folder.
+        revision: of the hub repository.
+        vocabulary: the tokenizer's length; if the embedding is shorter, it is lengthened. New rows are the mean of
+            the old ones, which is deterministic and an unsurprising token to start from.
+        attention: ``auto``, ``groups`` or ``plain``.
+
+    Raises:
+        DpoError: if it is no model folder, or can't do what ``attention`` asks for.
+    """
+    _check_folder(path)
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise DpoError(f"model.path={path} is not a model: {_first_line(error)}") from None
+    dropout = _switch_off_dropout(config)
+    why_not = "model.attention=plain" if attention == "plain" else _why_no_groups(config)
+    model = None
+    if not why_not:
+        try:
+            model = _build(path, revision, config, GROUP_ATTENTION)
+        except (KeyError, ValueError, TypeError) as error:
+            why_not = f"{config.model_type} can't be built with it ({_first_line(error)})"
+    if model is None:
+        if attention == "groups":
+            raise DpoError(f"model.attention=groups: {why_not}; use model.attention=auto")
+        model = _build(path, revision, config, None)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    loaded = LoadedModel(model, can_group=not why_not, why_not=why_not, dropout=dropout)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if vocabulary > rows:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        with torch.no_grad():
+            for embedding in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
+                for weight in embedding.parameters(recurse=False):  # a head's bias as well
+                    weight[rows:] = weight[:rows].mean(dim=0)
+        loaded.added_rows = vocabulary - rows
+    return loaded
+
+
+def _build(path: str, revision: str | None, config: Any, attention: str | None) -> PreTrainedModel:
+    options = {} if attention is None else {"attn_implementation": attention}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, config=config, dtype=torch.float32, use_safetensors=True, **options
+        )
+    except OSError as error:
+        raise DpoError(f"model.path={path}: its weights could not be loaded ({_first_line(error)})") from None
+
+
+def _check_folder(path: str) -> None:
+    """Say what is wrong with a folder before transformers takes its name for a hub id."""
+    folder = Path(path)
+    looks_local = path.startswith((".", "/", "~")) or folder.exists() or path.count("/") != 1
+    if looks_local and not folder.is_dir():
+        if folder.exists():
+            raise DpoError(f"model.path={path} is a file; expected a model folder or a hub id")
+        if "/" in path:
+            raise DpoError(f"model.path={path}: there is no such folder")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise DpoError(f"model.path={path} is not a model folder: it holds no config.json")
+
+
+def _switch_off_dropout(config: Any) -> dict[str, float]:
+    """DPO compares log-probs of one model with another's; dropout would make both random."""
+    names = [name for name in vars(config) if "dropout" in name or name.endswith("pdrop")]
+    before = {name: value for name in names if isinstance(value := getattr(config, name), float) and value > 0}
+    for name in before:
+        setattr(config, name, 0.0)
+    return before
+
+
+def _why_no_groups(config: Any) -> str:
+    text_config = config.get_text_config()
+    other = sorted(set(getattr(text_config, "layer_types", None) or []) - _GROUP_LAYERS)
+    if other:
+        return f"{config.model_type} has layers that groups can't reach: {', '.join(other)}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

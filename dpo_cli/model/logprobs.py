@@ -1,0 +1,61 @@
+"""Log-probs of chosen tokens out of logits, without keeping anything of the logits' size for the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def token_logps(logits: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(logits[rows])[targets], in float32 or wider, with its gradient.
+
+    The logits are used up: the backward pass writes their gradient over them, which saves the second ``[R, V]``
+    that a cross-entropy needs. Nothing else may hold on to them.
+
+    Args:
+        logits: ``[R, V]``.
+        rows: ``[N]`` int64; a row may be asked for several tokens.
+        targets: ``[N]`` int64.
+
+    Returns:
+        ``[N]`` nats.
+    """
+    result: Tensor = _TokenLogps.apply(logits, rows, targets)
+    return result
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        # Row by row, so that a float32 copy of all bfloat16 logits never exists.
+        lse = torch.empty(len(logits), dtype=wide, device=logits.device)
+        for piece in range(0, len(logits), _ROWS):
+            lse[piece : piece + _ROWS] = torch.logsumexp(logits[piece : piece + _ROWS].to(wide), dim=-1)
+        ctx.save_for_backward(rows, targets, lse)
+        ctx.logits = logits  # not saved the usual way: backward overwrites it on purpose
+        return logits[rows, targets].to(wide) - lse[rows]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        rows, targets, lse = ctx.saved_tensors
+        logits, ctx.logits = ctx.logits, None
+        if logits is None:
+            raise RuntimeError("token_logps was differentiated twice: its logits are gone after the first time")
+        per_row = torch.zeros_like(lse).index_add_(0, rows, grad.to(lse.dtype))
+        with torch.no_grad():
+            for piece in range(0, len(logits), _ROWS):
+                part = logits[piece : piece + _ROWS]
+                gradient = torch.exp(part.to(lse.dtype) - lse[piece : piece + _ROWS, None])
+                gradient.mul_(-per_row[piece : piece + _ROWS, None])
+                # g - g p here, not after rounding to bfloat16: for likely tokens next to nothing would be left.
+                here = torch.nonzero((rows >= piece) & (rows < piece + _ROWS)).squeeze(1)
+                gradient.index_put_((rows[here] - piece, targets[here]), grad[here].to(lse.dtype), accumulate=True)
+                part.copy_(gradient)
+        return logits, None, None
+
+
+_ROWS = 256

@@ -1,0 +1,75 @@
+"""A causal language model as a function from a FlatBatch to the log-probs of its answers' tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dpo_cli.data.collate import FlatBatch
+from dpo_cli.model.attention import Segments
+from dpo_cli.model.logprobs import token_logps
+
+
+class Policy(nn.Module):
+    """What is trained, and what scores: the model, in which precision, in groups or one sequence per answer."""
+
+    def __init__(self, model: PreTrainedModel, *, precision: str, groups: bool) -> None:
+        """
+        Args:
+            model: float32 weights.
+            precision: ``fp32``, or ``bf16``: matrix products in bfloat16 by autocast, entered here because
+                DeepSpeed switches off one that is entered outside.
+            groups: run shared tokens once, through ``group_attention``. Otherwise batches must be collated with
+                ``share=False``, and run as padded rows through the model's own attention.
+        """
+        super().__init__()
+        self.model = model
+        self.precision = precision
+        self.groups = groups
+
+    def forward(self, batch: FlatBatch) -> Tensor:
+        """Log-probs of the batch's predicted tokens: ``[N]`` nats, float32 or wider."""
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            logits = self._flat(batch, device) if self.groups else self._padded(batch, device)
+        return token_logps(logits, _tensor(batch.token_rows, device), _tensor(batch.targets, device))
+
+    def _flat(self, batch: FlatBatch, device: torch.device) -> Tensor:
+        logits = self.model(
+            input_ids=_tensor(batch.input_ids, device)[None],
+            position_ids=_tensor(batch.position_ids, device)[None],
+            segments=Segments(batch.layouts, device),
+            logits_to_keep=_tensor(batch.rows, device),
+            use_cache=False,
+        ).logits
+        return logits[0]
+
+    def _padded(self, batch: FlatBatch, device: torch.device) -> Tensor:
+        """One row per answer, padded on the right.
+
+        Without a mask: nothing in a causal model sees what comes after it, and a mask would turn padding rows that
+        see nothing inside a sliding window into NaN.
+        """
+        if any(len(layout.branches) > 1 for layout in batch.layouts):
+            raise ValueError("a model that can't do groups was given a batch with shared prompts")
+        lengths = [layout.end - layout.start for layout in batch.layouts]
+        starts = [layout.start for layout in batch.layouts]
+        ids = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            ids[row, :length] = batch.input_ids[start : start + length]
+        sequence = np.searchsorted(starts, batch.rows, side="right") - 1
+        columns = batch.position_ids[batch.rows]
+        kept, kept_index = np.unique(columns, return_inverse=True)
+        logits = self.model(
+            input_ids=_tensor(ids, device),
+            logits_to_keep=_tensor(kept, device),
+            use_cache=False,
+        ).logits
+        # Flat [sequence, kept position] rows; indexing copies, so that what token_logps overwrites is its own.
+        return logits[_tensor(sequence, device), _tensor(kept_index, device)]
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
