@@ -9,7 +9,7 @@ no effect together. It runs before torch is imported.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,8 +20,8 @@ from dpo_cli.errors import ConfigError
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 CountFromZero = Annotated[int, Field(ge=0, strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -41,19 +41,21 @@ class ModelConfig(Section):
 class DataConfig(Section):
     path: str
     split: str
+    subset: str | None
     revision: str | None
     eval: str | Annotated[float, Field(gt=0, lt=1)] | None
     limit: PositiveInt | None
     text: Literal["auto", "chat", "plain"]
-    max_length: PositiveInt
+    max_length: Annotated[int, Field(ge=2, strict=True)]
     max_prompt_length: PositiveInt | None
     on_too_long: Literal["truncate", "drop", "raise"]
+    on_bad_row: Literal["raise", "skip"]
 
 
 class LossConfig(Section):
     name: Literal["dpo"]
     beta: Positive
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False, strict=True)]
 
 
 class ReferenceConfig(Section):
@@ -67,7 +69,7 @@ class OptimConfig(Section):
     lr: Positive
     betas: tuple[Share, Share]
     eps: Positive
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
     schedule: Literal["linear", "cosine", "constant"]
     warmup_ratio: Share
     max_grad_norm: Positive | None
@@ -94,7 +96,7 @@ class TrackerConfig(Section):
 class EvalConfig(Section):
     samples: CountFromZero
     max_new_tokens: PositiveInt
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
     true_reward: Literal["quickstart"] | None
 
 
@@ -145,7 +147,7 @@ class EvaluateConfig(Section):
     output: str | None
 
 
-Config = TypeVar("Config", TrainConfig, EvaluateConfig)
+Config = TypeVar("Config", bound=Section)
 
 
 def read_config(tree: dict[str, Any], schema: type[Config], files: Sequence[Path] = ()) -> Config:
@@ -159,11 +161,12 @@ def read_config(tree: dict[str, Any], schema: type[Config], files: Sequence[Path
     Raises:
         ConfigError: with one line per problem.
     """
+    problems = [f"{key} has no value: give it one, {key}=..." for key in _missing(tree)]
     try:
-        config = schema.model_validate(tree)
+        config: Config = schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(list(_explain(error, schema, files))) from None
-    problems = list(_conflicts(config))
+        raise ConfigError([*problems, *_explain(error, schema, files)]) from None
+    problems += _conflicts(config)
     if problems:
         raise ConfigError(problems)
     return config
@@ -182,9 +185,11 @@ def valid_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
 def nearest_key(key: str, schema: type[BaseModel]) -> str:
     """A hint naming the valid key most like ``key``, or an empty string."""
     keys = valid_keys(schema)
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    if not near:  # right name, wrong section
-        near = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
+    near = (
+        difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
+        or [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]  # right name, wrong section
+        or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    )
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -202,46 +207,61 @@ def _explain(error: ValidationError, schema: type[BaseModel], files: Sequence[Pa
         if problem["type"] == "extra_forbidden":
             key = ".".join(parts)
             yield f"unknown key {key}{_where(key, files)}{nearest_key(key, schema)}"
-        elif problem["type"] == "missing":
+        elif problem["type"] == "missing" and key == ".".join(parts):
             yield f"{key} is missing: the configuration must give it a value"
         else:
             expected.setdefault(key, []).append(_requirement(problem))
             found[key] = problem["input"]
     for key, requirements in expected.items():
-        if found[key] == "???":
-            yield f"{key} has no value: give it one, {key}=..."
-        else:
+        if found[key] != "???":
             wanted = " or ".join(dict.fromkeys(requirements))
-            yield f"{key}={found[key]!r}{_where(key, files)}: expected {wanted}"
+            yield f"{key}={found[key]!r}{_where(key, files, str(found[key]))}: expected {wanted}"
 
 
 def _requirement(problem: Any) -> str:
+    if problem["type"] == "missing":
+        return "one item more"
+    if problem["type"] == "too_long":
+        return f"{problem['ctx']['max_length']} items"
     message = str(problem["msg"])
     for start in ("Input should be a valid ", "Input should be "):
         message = message.removeprefix(start)
     return message[0].lower() + message[1:]
 
 
-def _where(key: str, files: Sequence[Path]) -> str:
-    """The user's file and line in which ``key`` stands, as far as a look at the text can tell."""
+def _where(key: str, files: Sequence[Path], value: str = "") -> str:
+    """The file and line in which ``key`` stands with that value, as far as a look at the text can tell; the command
+    line stands nowhere."""
     name = key.rsplit(".", 1)[-1]
     for file in files:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            if line.split("#", 1)[0].strip().startswith(f"{name}:"):
+            content = line.split("#", 1)[0].strip()
+            if content.startswith(f"{name}:") and value in content:
                 return f" ({file}, line {number})"
     return ""
 
 
-def _conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:
+def _missing(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Full keys that are still ``???``."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _missing(value, f"{prefix}{name}.")
+        elif value == "???":
+            yield f"{prefix}{name}"
+
+
+def _conflicts(config: Section) -> Iterator[str]:
     """Keys that contradict each other, or have no effect together."""
+    if not isinstance(config, TrainConfig | EvaluateConfig):
+        return
     data = config.data
     if data.max_prompt_length is not None and data.max_prompt_length >= data.max_length:
         yield (
             f"data.max_prompt_length={data.max_prompt_length} leaves no room for an answer in "
             f"data.max_length={data.max_length}: make it smaller"
         )
-    if config.eval.true_reward and not config.eval.samples and data.eval is None:
-        yield "eval.true_reward has no effect without eval.samples or data.eval"
+    if config.eval.true_reward and not config.eval.samples:
+        yield f"eval.true_reward={config.eval.true_reward} has no effect without eval.samples: it judges samples"
     if isinstance(config, TrainConfig):
         yield from _train_conflicts(config)
     elif config.run is None and config.data.eval is not None:
@@ -258,5 +278,5 @@ def _train_conflicts(config: TrainConfig) -> Iterator[str]:
         yield f"train.keep_best={train.keep_best} has no effect without train.eval_every and train.save_every"
     if config.reference.mode == "live" and config.reference.cache_dir is not None:
         yield "reference.cache_dir has no effect with reference.mode=live: nothing is kept"
-    if config.resume not in ("none", "auto") and config.run_dir is None:
+    if config.resume != "none" and config.run_dir is None:
         yield f"resume={config.resume} needs run_dir, the folder to go on in"

@@ -53,7 +53,6 @@ class FlatBatch:
     """``[M]``: for each token of each answer in order, an index into ``[N]``; shared tokens stand several times."""
     answer: np.ndarray
     """``[M]``: the answer each token belongs to, counted through the batch."""
-    answer_count: int
     winners: np.ndarray
     """``[B]``: answer indices."""
     losers: np.ndarray
@@ -79,8 +78,13 @@ def shared_prefix(answers: Sequence[Tokens]) -> int:
     return int(differing[0]) if len(differing) else limit
 
 
-def flat_length(group: Group) -> int:
-    """Tokens the group takes in a FlatBatch."""
+def flat_length(group: Group, *, share: bool = True) -> int:
+    """Tokens the group takes in a micro-batch; ``share`` as in ``collate``.
+
+    Without sharing, answers are rows of one length: the padding of the shorter ones is counted.
+    """
+    if not share:
+        return len(group.answers) * max(flat_length(part) for part in split_answers([group]))
     shared = shared_prefix(group.answers)
     return len(group.prompt_ids) + shared + sum(len(answer) - 1 - shared for answer in group.answers)
 
@@ -147,7 +151,6 @@ def collate(groups: Sequence[Group], *, share: bool = True) -> FlatBatch:
         targets=_int64(targets),
         answer_tokens=_int64(answer_tokens),
         answer=np.repeat(np.arange(len(lengths)), lengths),
-        answer_count=len(lengths),
         winners=np.array(winners, dtype=np.int64),
         losers=np.array(losers, dtype=np.int64),
         groups=tuple(groups),

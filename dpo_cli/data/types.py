@@ -43,6 +43,8 @@ class Group:
     """K arrays ``[A_k]``, each at least one token, end-of-turn included unless the answer was cut."""
     pairs: tuple[tuple[int, int], ...]
     source: str
+    question: str = ""
+    """The last user turn, or the plain prompt: what samples and judges are shown."""
 
     @property
     def comparisons(self) -> int:

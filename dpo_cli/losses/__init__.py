@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dpo_cli.losses.dpo import dpo
+from dpo_cli.losses.metrics import NAMES, Sums
 from dpo_cli.losses.types import AnswerLogps, Preferences
 
 Loss = Callable[[AnswerLogps, Preferences], Tensor]
@@ -21,4 +22,4 @@ def get_loss(name: str, **hyperparameters: Any) -> Loss:
     return partial(LOSSES[name], **hyperparameters)
 
 
-__all__ = ["LOSSES", "AnswerLogps", "Loss", "Preferences", "get_loss"]
+__all__ = ["LOSSES", "NAMES", "AnswerLogps", "Loss", "Preferences", "Sums", "get_loss"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -28,6 +29,24 @@ class AnswerLogps:
     """``[M]`` int64: the answer each token belongs to."""
     count: int
     """A, the number of answers."""
+
+    @classmethod
+    def of(cls, policy: Tensor, reference: Tensor | None, answer_tokens: NDArray, answer: NDArray) -> AnswerLogps:
+        """From what a model gives.
+
+        Args:
+            policy: ``[N]``, each predicted token once.
+            reference: ``[M]``
+            answer_tokens: ``[M]``: for each token of each answer, its index in ``[N]``.
+            answer: ``[M]``
+        """
+        device = policy.device
+        return cls(
+            policy=policy[torch.from_numpy(answer_tokens).to(device)],
+            reference=None if reference is None else reference.to(device),
+            answer=torch.from_numpy(answer).to(device),
+            count=int(answer[-1]) + 1,
+        )
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -71,3 +90,8 @@ class Preferences:
     """``[B]`` int64."""
     losers: Tensor
     """``[B]`` int64."""
+
+    @classmethod
+    def of(cls, winners: NDArray, losers: NDArray, device: torch.device) -> Preferences:
+        """From answer indices as arrays."""
+        return cls(torch.from_numpy(winners).to(device), torch.from_numpy(losers).to(device))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from dpo_cli.data.collate import Layout
 
@@ -24,6 +24,12 @@ GROUP_ATTENTION = "dpo_groups"
 _WITHOUT_EFFECT = frozenset(
     {"position_ids", "cache_position", "use_cache", "output_attentions", "output_router_logits", "return_dict"}
 )
+
+
+def own_attention(model: PreTrainedModel) -> str:
+    """The model family's own attention, to compare with and to fall back on: families with softcaps or sinks have no
+    SDPA."""
+    return "sdpa" if model._supports_sdpa else "eager"
 
 
 class Segments:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo_cli.errors import DpoError
 from dpo_cli.model.attention import GROUP_ATTENTION
-
-log = logging.getLogger(__name__)
 
 # Layer kinds whose whole notion of the past is the attention function's. Recurrent, convolution and chunked
 # layers keep or mask it elsewhere, and would mix answers without any error.
@@ -31,24 +29,25 @@ class LoadedModel:
     why_not: str = ""
     dropout: dict[str, float] = field(default_factory=dict)
     """The configuration's dropout probabilities, set to 0 for training and put back when the model is saved."""
-    added_rows: int = 0
-    """Embedding rows added for new tokens."""
 
 
-def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
+def load_tokenizer(path: str, revision: str | None, *, name: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; ``name`` is what messages call it (None = ``model.path=...``).
 
     Raises:
         DpoError: if the folder or hub id has none.
     """
-    _check_folder(path)
+    name = name or f"model.path={path}"
+    _check_folder(path, name)
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        raise DpoError(f"model.path={path}: no tokenizer could be loaded from it ({_first_line(error)})") from None
+        raise DpoError(f"{name}: no tokenizer could be loaded from it ({_first_line(error)})") from None
 
 
-def load_model(path: str, revision: str | None, *, vocabulary: int, attention: str) -> LoadedModel:
+def load_model(
+    path: str, revision: str | None, *, vocabulary: int, attention: str, name: str | None = None
+) -> LoadedModel:
     """The model in float32.
 
     Args:
@@ -57,27 +56,30 @@ def load_model(path: str, revision: str | None, *, vocabulary: int, attention: s
         vocabulary: the tokenizer's length; if the embedding is shorter, it is lengthened. New rows are the mean of
             the old ones, which is deterministic and an unsurprising token to start from.
         attention: ``auto``, ``groups`` or ``plain``.
+        name: what messages call it; None = ``model.path=...``.
 
     Raises:
-        DpoError: if it is no model folder, or can't do what ``attention`` asks for.
+        DpoError: if it is no model folder, its weights can't be read or aren't all there, or it can't do what
+            ``attention`` asks for.
     """
-    _check_folder(path)
+    name = name or f"model.path={path}"
+    _check_folder(path, name)
     try:
         config = AutoConfig.from_pretrained(path, revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        raise DpoError(f"model.path={path} is not a model: {_first_line(error)}") from None
+        raise DpoError(f"{name} is not a model: {_first_line(error)}") from None
     dropout = _switch_off_dropout(config)
     why_not = "model.attention=plain" if attention == "plain" else _why_no_groups(config)
     model = None
     if not why_not:
         try:
-            model = _build(path, revision, config, GROUP_ATTENTION)
+            model = _build(path, revision, config, GROUP_ATTENTION, name)
         except (KeyError, ValueError, TypeError) as error:
             why_not = f"{config.model_type} can't be built with it ({_first_line(error)})"
     if model is None:
         if attention == "groups":
             raise DpoError(f"model.attention=groups: {why_not}; use model.attention=auto")
-        model = _build(path, revision, config, None)
+        model = _build(path, revision, config, None, name)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -89,31 +91,46 @@ def load_model(path: str, revision: str | None, *, vocabulary: int, attention: s
             for embedding in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
                 for weight in embedding.parameters(recurse=False):  # a head's bias as well
                     weight[rows:] = weight[:rows].mean(dim=0)
-        loaded.added_rows = vocabulary - rows
     return loaded
 
 
-def _build(path: str, revision: str | None, config: Any, attention: str | None) -> PreTrainedModel:
+def _build(path: str, revision: str | None, config: Any, attention: str | None, name: str) -> PreTrainedModel:
     options = {} if attention is None else {"attn_implementation": attention}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, config=config, dtype=torch.float32, use_safetensors=True, **options
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # found out below, with a message of ours
+            output_loading_info=True,
+            **options,
         )
-    except OSError as error:
-        raise DpoError(f"model.path={path}: its weights could not be loaded ({_first_line(error)})") from None
+    except (OSError, SafetensorError) as error:
+        raise DpoError(f"{name}: its weights could not be loaded ({_first_line(error)})") from None
+    # transformers fills such weights with random numbers and goes on.
+    absent = [*sorted(found["missing_keys"]), *sorted(str(key[0]) for key in found["mismatched_keys"])]
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise DpoError(
+            f"{name}: its files hold no weights of the right shape for {', '.join(absent[:3])}{more}; expected all "
+            "that its config.json calls for"
+        )
+    return model
 
 
-def _check_folder(path: str) -> None:
+def _check_folder(path: str, name: str) -> None:
     """Say what is wrong with a folder before transformers takes its name for a hub id."""
     folder = Path(path)
     looks_local = path.startswith((".", "/", "~")) or folder.exists() or path.count("/") != 1
     if looks_local and not folder.is_dir():
         if folder.exists():
-            raise DpoError(f"model.path={path} is a file; expected a model folder or a hub id")
+            raise DpoError(f"{name} is a file; expected a model folder or a hub id")
         if "/" in path:
-            raise DpoError(f"model.path={path}: there is no such folder")
+            raise DpoError(f"{name}: there is no such folder")
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise DpoError(f"model.path={path} is not a model folder: it holds no config.json")
+        raise DpoError(f"{name} is not a model folder: it holds no config.json")
 
 
 def _switch_off_dropout(config: Any) -> dict[str, float]:

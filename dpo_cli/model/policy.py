@@ -37,7 +37,7 @@ class Policy(nn.Module):
         return token_logps(logits, _tensor(batch.token_rows, device), _tensor(batch.targets, device))
 
     def _flat(self, batch: FlatBatch, device: torch.device) -> Tensor:
-        logits = self.model(
+        logits: Tensor = self.model(
             input_ids=_tensor(batch.input_ids, device)[None],
             position_ids=_tensor(batch.position_ids, device)[None],
             segments=Segments(batch.layouts, device),
@@ -62,7 +62,7 @@ class Policy(nn.Module):
         sequence = np.searchsorted(starts, batch.rows, side="right") - 1
         columns = batch.position_ids[batch.rows]
         kept, kept_index = np.unique(columns, return_inverse=True)
-        logits = self.model(
+        logits: Tensor = self.model(
             input_ids=_tensor(ids, device),
             logits_to_keep=_tensor(kept, device),
             use_cache=False,

@@ -1,0 +1,108 @@
+"""``dpo``: from the command line to a command. Nothing heavy is imported here, so that help is instant."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from dpo_cli import __version__
+from dpo_cli.errors import DpoError, ExitCode
+
+COMMANDS = {
+    "train": "train a model on preferences; -m sweeps over values",
+    "precompute-ref": "compute and keep the reference's log-probs, and nothing else",
+    "eval": "held-out preference metrics, samples and drift of a run or a model",
+}
+HELPERS = {
+    "configs": "print the folder with the configuration files, to read or to copy from",
+    "completion": "print tab completion for bash, zsh or fish",
+}
+
+HELP = f"""\
+usage: dpo COMMAND [key=value ...] [+experiment=NAME] [-m]
+
+Preference optimisation of language models (DPO, Rafailov et al. 2023), driven by YAML.
+
+commands
+{"".join(f"  {name:<15} {text}{chr(10)}" for name, text in {**COMMANDS, **HELPERS}.items())}
+first steps
+  dpo train +experiment=quickstart              everything is inside: no network, no GPU, about a minute
+  dpo train model.path=MODEL data.path=DATA     a hub id or a folder; a hub id, a file or a folder
+  dpo train --help                              every key with its default, and the recipes
+  dpo train +experiment=NAME --cfg job          the composed configuration, without running it
+  dpo train -m loss.beta=0.05,0.1,0.5           a sweep: one reference pass, three runs
+
+exit codes
+  0 done · 2 usage or data · 3 no valid checkpoint · 70 internal error · 74 input/output
+  75 preempted, the same command with resume=auto goes on · 76 numbers went bad
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except DpoError as error:
+        print(f"dpo: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        print("dpo: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `dpo ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.IO)
+    except OSError as error:
+        print(f"dpo: {describe(error)}", file=sys.stderr)
+        if os.environ.get("DPO_TRACEBACK"):
+            traceback.print_exc()
+        return int(ExitCode.IO)
+    except Exception:
+        traceback.print_exc()
+        print("dpo: this is a bug in dpo or in a library it uses, not in your input", file=sys.stderr)
+        return int(ExitCode.INTERNAL)
+
+
+def describe(error: OSError) -> str:
+    """An operating-system error in one line."""
+    what = error.strerror or str(error)
+    where = f": {error.filename}" if error.filename else ""
+    return f"{what}{where} (DPO_TRACEBACK=1 shows where)"
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return int(ExitCode.DONE)
+    name, *rest = words
+    match name:
+        case "--version" | "-V":
+            print(f"dpo {__version__}")
+        case "configs":
+            from dpo_cli.compose import config_folder
+
+            print(config_folder())
+        case "completion":
+            from dpo_cli.completion import script
+
+            print(script(rest), end="")
+        case "_complete":
+            from dpo_cli.completion import candidates
+
+            print("\n".join(candidates(rest[0] if rest else "", list(COMMANDS | HELPERS))))
+        case "_rank":
+            from dpo_cli.launch import run_rank
+
+            return run_rank(*rest)
+        case _ if name in COMMANDS:
+            from dpo_cli.compose import run_command
+
+            return run_command(name, rest)
+        case _:
+            near = difflib.get_close_matches(name, [*COMMANDS, *HELPERS], n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise DpoError(f"there is no command {name}; {hint}commands: {', '.join([*COMMANDS, *HELPERS])}")
+    return int(ExitCode.DONE)

@@ -1,0 +1,206 @@
+"""What a training run does between updates: metrics, held-out preferences, samples, checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpo_cli import distributed
+from dpo_cli.commands.parts import Reference, Rows, Scorer
+from dpo_cli.commands.report import append_samples
+from dpo_cli.commands.sampling import sample_answers
+from dpo_cli.config import TrainConfig
+from dpo_cli.engine.engine import Engine
+from dpo_cli.errors import NumericsError, Preempted, StorageError
+from dpo_cli.evaluation.preferences import evaluate_preferences
+from dpo_cli.evaluation.samples import Samples
+from dpo_cli.tracking.console import Console
+from dpo_cli.tracking.trackers import JsonLines, Tracker, WandB, wandb_mode
+from dpo_cli.training import checkpoint
+from dpo_cli.training.checkpoint import Checkpoint, TrainingState
+from dpo_cli.training.guards import StopRequest
+from dpo_cli.training.loop import Window
+from dpo_cli.training.step import Objective
+
+
+def open_trackers(config: TrainConfig, run_dir: Path, resumed: Checkpoint | None, console: Console) -> list[Tracker]:
+    """Where this rank's metrics go: nowhere but on the first rank."""
+    if distributed.rank() != 0:
+        return []
+    # A run that starts anew may have been cut off here before its first checkpoint: nothing of that stays.
+    after = -1 if resumed is None else resumed.state.step
+    trackers: list[Tracker] = [JsonLines(run_dir / "metrics.jsonl", resume_after=after)]
+    mode = wandb_mode(config.tracker.mode)
+    if mode != "disabled":
+        trackers.append(
+            WandB(
+                mode=mode,
+                project=config.tracker.project,
+                name=config.tracker.run_name or run_dir.name,
+                group=config.tracker.group,
+                folder=run_dir,
+                config=config.model_dump(mode="json"),
+                # A run that begins from another run's checkpoint is a run of its own.
+                run_id=resumed.state.wandb_id if resumed is not None and _is_of(resumed, run_dir) else None,
+                warn=console.warn,
+            )
+        )
+    return trackers
+
+
+def _is_of(found: Checkpoint, run_dir: Path) -> bool:
+    return found.folder.resolve().is_relative_to(run_dir.resolve())
+
+
+@dataclass
+class RunHooks:
+    """One rank's side of a run between updates; all ranks call its methods alike."""
+
+    config: TrainConfig
+    run_dir: Path
+    rows: Rows
+    scorer: Scorer
+    engine: Engine
+    objective: Objective
+    token_budget: int
+    fingerprint: str
+    """Of the training rows."""
+    settings: Mapping[str, Any]
+    """What the updates depend on, for checkpoints."""
+    trackers: list[Tracker]
+    console: Console
+    stop: StopRequest
+    best: dict[str, Any] = field(default_factory=dict)
+    """Step and value of the best evaluation by ``train.keep_best``."""
+    latest: dict[str, float] = field(default_factory=dict)
+    """The newest value of every metric."""
+    advance: Callable[..., None] = lambda *_: None
+    """Told of updates done."""
+    window: Window = field(default_factory=Window)
+    """What happened since the newest line of metrics."""
+    logged: int = 0
+    """The update of the newest line of metrics."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes."""
+        return distributed.rank() == 0
+
+    def track(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics to every tracker."""
+        self.latest.update(metrics)
+        for tracker in self.trackers:
+            tracker.log(step, metrics)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A line of training metrics."""
+        self.track(step, metrics)
+        note = f"loss {metrics['loss']:.4f}  accuracy {metrics['rewards/accuracies']:.2f}"
+        self.advance(step - self.logged, note)
+        self.logged = step
+
+    def evaluate(self, step: int) -> None:
+        """Held-out preferences, if rows are held out."""
+        groups = self.rows.data.held_out
+        if not groups:
+            return
+        with self.console.phase("evaluate", len(groups), "rows") as advance:
+            metrics = evaluate_preferences(
+                self.engine,
+                groups,
+                self.objective.loss,
+                self.objective.reference,
+                beta=self.objective.beta,
+                share=self.objective.share,
+                lengths=[self.scorer.lengths(group) for group in groups],
+                token_budget=self.token_budget,
+                advance=advance,
+            )
+        self.track(step, {f"eval/{name}": value for name, value in metrics.items()})
+        self.console.say(
+            f"held out after {step} updates: loss {metrics['loss']:.4f}, "
+            f"accuracy {metrics['rewards/accuracies']:.3f}, margin {metrics['rewards/margins']:.3f}"
+        )
+        if not math.isfinite(metrics["loss"]):
+            raise NumericsError(
+                f"the held-out loss after update {step} is not finite: the model is spoilt, or it has no number for "
+                f"one of the rows from {groups[0].source} to {groups[-1].source}. Lower optim.lr, or look at these rows"
+            )
+        name, saved_every = self.config.train.keep_best, self.config.train.save_every
+        if name and step and saved_every and step % saved_every == 0:  # only what is saved can be kept
+            sign = -1 if name == "loss" else 1
+            if not self.best or sign * metrics[name] > sign * self.best["value"]:
+                self.best = {"step": step, "value": metrics[name]}
+
+    def save(self, step: int) -> None:
+        """A checkpoint.
+
+        Raises:
+            StorageError: if it can't be written; earlier ones are as they were.
+        """
+        wandb_id = next((tracker.run_id for tracker in self.trackers if tracker.run_id), None)
+        state = TrainingState(
+            step,
+            self.fingerprint,
+            dict(self.settings),
+            wandb_id=wandb_id,
+            best=self.best,
+            pending=distributed.sums(self.window.sums.values),
+        )
+        folder = self.run_dir / "checkpoints"
+        try:
+            checkpoint.write(folder, state, self.engine.weights(), self.engine.moments(), first=self.first)
+        except OSError as error:
+            raise StorageError(
+                f"the checkpoint of update {step} could not be written ({error.strerror or error}); earlier ones are "
+                "as they were: make room and go on with resume=auto"
+            ) from None
+        if self.first:
+            keep_last, best_step = self.config.train.keep_last, self.best.get("step")
+            checkpoint.clean_up(folder, keep_last=keep_last, best_step=best_step, newest=step)
+        distributed.wait_for_all()
+
+    def honour_stop(self, step: int, *, saved: bool) -> None:
+        """If a signal came to any rank: save, unless that is done, and end.
+
+        Raises:
+            Preempted: on all ranks alike.
+        """
+        if not distributed.largest([float(self.stop.requested)])[0]:
+            return
+        if not saved:
+            self.save(step)
+        raise Preempted(
+            f"stopped by a signal after update {step}; its state is saved, and the same command with "
+            f"run_dir={self.run_dir} resume=auto goes on"
+        )
+
+    def sample(self, step: int, name: str, reference: Reference | None) -> Samples | None:
+        """Answers to held-out prompts, with their true reward where one is known; None if none are wanted.
+
+        Args:
+            step: updates done.
+            name: of the phase, for people.
+            reference: to measure the KL to; None where the policy is the reference.
+        """
+        if not self.config.eval.samples or not self.rows.data.held_out:
+            return None
+        samples, metrics = sample_answers(
+            self.config.eval,
+            self.rows,
+            self.scorer,
+            self.engine,
+            reference,
+            seed=self.config.seed,
+            token_budget=self.token_budget,
+            console=self.console,
+            name=name,
+            gathered=self.engine.gathered(),
+        )
+        self.track(step, metrics)
+        if self.first:
+            append_samples(self.run_dir, samples, step)
+        return samples

@@ -1,0 +1,241 @@
+"""What the commands set up alike: rows, a model that scores, a reference."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dpo_cli.config import DataConfig, ModelConfig, ReferenceConfig
+from dpo_cli.data.collate import FlatBatch, flat_length
+from dpo_cli.data.load import Data, load_data
+from dpo_cli.data.template import set_chat_template
+from dpo_cli.data.types import Group
+from dpo_cli.distributed import device, rank
+from dpo_cli.errors import DpoError
+from dpo_cli.model.attention import own_attention
+from dpo_cli.model.load import LoadedModel, load_model, load_tokenizer
+from dpo_cli.model.policy import Policy
+from dpo_cli.model.precision import choose_precision
+from dpo_cli.model.probe import choose, compare
+from dpo_cli.reference.compute import ReferenceCounts, fill
+from dpo_cli.reference.fingerprint import reference_identity
+from dpo_cli.reference.store import ReferenceStore
+from dpo_cli.tracking.console import Console
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokenised rows, and the tokenizer that made them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    data: Data
+
+    @property
+    def all(self) -> list[Group]:
+        """Training and held-out rows."""
+        return [*self.data.train, *self.data.held_out]
+
+
+def load_rows(model: ModelConfig, data: DataConfig, seed: int, console: Console) -> Rows:
+    """Read, check and tokenise the rows; nothing of the model but its tokenizer is touched."""
+    tokenizer = load_tokenizer(model.path, model.revision)
+    if model.chat_template is not None:
+        added = set_chat_template(tokenizer, model.chat_template)
+        if added:
+            console.say(f"tokens added for the chat template: {', '.join(added)}")
+    loaded = load_data(
+        path=data.path,
+        split=data.split,
+        subset=data.subset,
+        revision=data.revision,
+        held_out=data.eval,
+        limit=data.limit,
+        text=data.text,
+        max_length=data.max_length,
+        max_prompt_length=data.max_prompt_length,
+        on_too_long=data.on_too_long,
+        on_bad_row=data.on_bad_row,
+        seed=seed,
+        tokenizer=tokenizer,
+        phase=console.phase,
+    )
+    return Rows(tokenizer, loaded)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model that gives log-probs, proven on some of the rows."""
+
+    policy: Policy
+    loaded: LoadedModel
+    attention: str
+    """For people: how its attention runs, and why."""
+
+    @property
+    def lengths(self) -> Callable[[Group], int]:
+        """Tokens that a group takes in a micro-batch."""
+        return partial(flat_length, share=self.policy.groups)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where reference log-probs come from."""
+
+    lookup: Callable[[FlatBatch], Tensor]
+    """``[M]`` of a batch."""
+    policy: Callable[[], Policy]
+    """The reference model itself, for rows that were not known before; loaded when it is asked for."""
+    counts: ReferenceCounts
+    identity: dict[str, Any]
+    store: Path | None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What loading a model and making a reference takes."""
+
+    model: ModelConfig
+    reference: ReferenceConfig
+    rows: Rows
+    precision: str
+    """``fp32`` or ``bf16``."""
+    token_budget: int
+    """Per micro-batch."""
+    console: Console
+
+    def load_policy(self) -> Scorer:
+        """The model that ``model.path`` names."""
+        return self.load(self.model.path, self.model.revision)
+
+    def load(self, path: str, revision: str | None) -> Scorer:
+        """Load a model onto this rank's device and find out whether groups give its own numbers.
+
+        Raises:
+            DpoError: if there is no such model, or it can't do ``model.attention=groups``.
+        """
+        wanted = self.model.attention
+        with self.console.phase(f"load {path}"):
+            name = None if path == self.model.path else f"model {path}"
+            vocabulary = len(self.rows.tokenizer)
+            loaded = load_model(path, revision, vocabulary=vocabulary, attention=wanted, name=name)
+            loaded.model.to(device())
+        why_not = loaded.why_not
+        if loaded.can_group:
+            window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
+            agreement = compare(loaded.model, choose(self.rows.all, window), self.precision)
+            if agreement.right:
+                attention = f"groups (tokens differ from plain sequences by at most {agreement.difference:.0e} nats)"
+                return Scorer(Policy(loaded.model, precision=self.precision, groups=True), loaded, attention)
+            found = "layers bypass it" if agreement.layers_missed else f"{agreement.difference:.2g} nats off"
+            why_not = f"groups don't give {loaded.model.config.model_type}'s own numbers ({found})"
+            if wanted == "groups":
+                raise DpoError(f"model.attention=groups: {why_not}; use model.attention=auto")
+            loaded.model.set_attn_implementation(own_attention(loaded.model))
+        attention = f"plain, one sequence per answer: {why_not}"
+        return Scorer(Policy(loaded.model, precision=self.precision, groups=False), loaded, attention)
+
+    def make_reference(self, *, groups: bool, scorer: Scorer | None) -> Reference:
+        """The reference for all rows: from the store, filled first where it lacks some; or a second model.
+
+        All ranks must call it.
+
+        Args:
+            groups: the attention path.
+            scorer: the model of ``model.path`` as it is before training, if it is there already; it is not kept.
+        """
+        config, console, rows = self.reference, self.console, self.rows
+        path, revision = reference_place(config, self.model)
+        if config.path is not None:
+            _check_same_vocabulary(config.path, rows.tokenizer)
+        cache = cache_folder(config.cache_dir)
+        identity = reference_identity(
+            path, revision, precision=self.precision, groups=groups, vocabulary=len(rows.tokenizer), cache=cache
+        )
+        usable = scorer if config.path is None else None
+
+        def policy() -> Policy:
+            found = usable if usable is not None else self.load(path, revision)
+            if found.policy.groups != groups:
+                raise DpoError(f"reference {path}: attention is {found.attention}; use model.attention=plain for both")
+            return found.policy
+
+        if config.mode == "live":
+            live = (copy.deepcopy(usable.policy) if usable is not None else policy()).eval().requires_grad_(False)
+            return Reference(_live(live), lambda: live, ReferenceCounts(0, 0), identity, None)
+        store = ReferenceStore(cache / "reference", identity)
+        lacking = len(store.missing(rows.all)) if rank() == 0 else 0
+        with console.phase("reference", lacking, "rows") if lacking else nullcontext(lambda _: None) as advance:
+            counts = fill(store, rows.all, policy, token_budget=self.token_budget, advance=advance)
+        return Reference(_stored(store), lambda: self.load(path, revision).policy, counts, identity, store.folder)
+
+
+def _stored(store: ReferenceStore) -> Callable[[FlatBatch], Tensor]:
+    return lambda batch: torch.from_numpy(store.lookup(batch.groups))
+
+
+def _live(policy: Policy) -> Callable[[FlatBatch], Tensor]:
+    def lookup(batch: FlatBatch) -> Tensor:
+        with torch.no_grad():
+            logps: Tensor = policy(batch)
+        return logps[torch.from_numpy(batch.answer_tokens).to(device())]
+
+    return lookup
+
+
+def resolve_precision(wanted: str, cache_dir: str | None, before: str | None = None) -> str:
+    """``fp32`` or ``bf16``; what a run began with, when it goes on."""
+    if wanted == "auto" and before is not None:
+        return before
+    return choose_precision(wanted, device(), cache_folder(cache_dir))
+
+
+def resolve_token_budget(wanted: int | str) -> int:
+    """Tokens per micro-batch."""
+    if isinstance(wanted, int):
+        return wanted
+    return 16384 if device().type == "cuda" else 1024
+
+
+def reference_place(config: ReferenceConfig, model: ModelConfig) -> tuple[str, str | None]:
+    """Path and revision of the reference model: the policy's own before training, unless another is named."""
+    return (model.path, model.revision) if config.path is None else (config.path, None)
+
+
+def cache_folder(configured: str | None) -> Path:
+    """Where reference log-probs are kept."""
+    return Path(configured or os.environ.get("DPO_CACHE") or Path.home() / ".cache" / "dpo").expanduser()
+
+
+def describe_rows(rows: Rows) -> str:
+    """For people: how many rows of how many tokens."""
+    parts = []
+    for name, groups in (("training", rows.data.train), ("held out", rows.data.held_out)):
+        if groups:
+            pairs = sum(group.comparisons for group in groups)
+            tokens = [len(group.prompt_ids) + int(np.mean([len(a) for a in group.answers])) for group in groups]
+            parts.append(f"{name} {pairs:,} pairs (median {_median(tokens)} tokens, longest {max(tokens)})")
+    return "; ".join(parts)
+
+
+def _median(values: Sequence[int]) -> int:
+    return int(np.median(values))
+
+
+def _check_same_vocabulary(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    other = load_tokenizer(path, None, name=f"reference.path={path}").get_vocab()
+    if differing := sum(tokenizer.get_vocab().get(token) != number for token, number in other.items()):
+        raise DpoError(
+            f"reference.path={path}: {differing} of its tokens have another number or are absent in the model's "
+            "tokenizer, so its log-probs would be of other text; expected a reference with the same tokenizer"
+        )

@@ -1,0 +1,93 @@
+"""Going on with a run: which checkpoint, and whether it is of the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpo_cli.config import TrainConfig
+from dpo_cli.errors import CheckpointError, DpoError
+from dpo_cli.tracking.console import Console
+from dpo_cli.training.checkpoint import Checkpoint, TrainingState, find
+
+
+def find_checkpoint(resume: str, run_dir: Path, console: Console) -> Checkpoint | None:
+    """The checkpoint that ``resume`` asks for; None = start anew.
+
+    Raises:
+        CheckpointError: if there are checkpoints but no valid one, or none where one was named. A run never starts
+            anew in silence where there was something to go on with.
+    """
+    if resume == "none":
+        return None
+    where = run_dir if resume == "auto" else Path(resume)
+    if resume == "auto" and not where.exists():
+        return None
+    if not where.is_dir():
+        raise CheckpointError(f"resume={resume}: there is no such folder")
+    found, problems = find(where)
+    for problem in problems:
+        console.warn(f"skipped: {problem}")
+    if found is None and (problems or resume != "auto"):
+        raise CheckpointError(f"resume={resume}: there is no valid checkpoint in {where}")
+    if found is None:
+        console.say(f"there is no checkpoint in {where} yet: starting at the beginning")
+    else:
+        console.say(f"going on from {found.folder} (update {found.state.step})")
+    return found
+
+
+def update_settings(config: TrainConfig, precision: str, reference_files: Mapping[str, str]) -> dict[str, Any]:
+    """What the updates depend on, besides weights and rows.
+
+    The reference counts by content: one that is another now must not go unnoticed, and one that has moved is the same.
+    """
+    return {
+        "loss": config.loss.model_dump(mode="json"),
+        "optim": config.optim.model_dump(mode="json"),
+        "train.batch_size": config.train.batch_size,
+        "train.epochs": config.train.epochs,
+        "train.max_steps": config.train.max_steps,
+        "train.precision": precision,
+        "seed": config.seed,
+        "reference": dict(reference_files),
+    }
+
+
+def check_same_run(state: TrainingState, fingerprint: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint made under other settings or with other rows.
+
+    Raises:
+        DpoError: naming what differs.
+    """
+    advice = "resume with the same, or start a new run in another run_dir"
+    if state.data != fingerprint:
+        raise DpoError(
+            f"the checkpoint was made with other rows (fingerprint {state.data[:12]}, now {fingerprint[:12]}; the data "
+            f"keys, the tokenizer or the chat template): {advice}"
+        )
+    before, now = _flat(state.settings), _flat(settings)
+    differing = [f"{key} was {before.get(key)}, now {value}" for key, value in now.items() if before.get(key) != value]
+    if differing:
+        raise DpoError(f"the checkpoint was made with other settings: {'; '.join(differing)}; {advice}")
+
+
+def load_weights(module: nn.Module, found: Checkpoint) -> None:
+    """Put a checkpoint's weights into a module, before anything is sharded."""
+    weights = found.weights()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat.update(
+            {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+        )
+    return flat

@@ -1,0 +1,68 @@
+"""Sampled answers and the drift they show, for ``dpo train`` and ``dpo eval`` alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import Tensor
+
+from dpo_cli.commands.parts import Reference, Rows, Scorer
+from dpo_cli.config import EvalConfig
+from dpo_cli.data.collate import FlatBatch
+from dpo_cli.evaluation.samples import Samples, draw, drift
+from dpo_cli.model.score import score_all
+from dpo_cli.tracking.console import Console
+
+
+def sample_answers(
+    settings: EvalConfig,
+    rows: Rows,
+    scorer: Scorer,
+    policy: Callable[[FlatBatch], Tensor],
+    reference: Reference | None,
+    *,
+    seed: int,
+    token_budget: int,
+    console: Console,
+    name: str,
+    gathered: AbstractContextManager[None] | None = None,
+) -> tuple[Samples, dict[str, float]]:
+    """Answer held-out prompts; the answers, and what they measure.
+
+    All ranks must call it.
+
+    Args:
+        settings: how many, how long, how warm, judged by what.
+        rows: the held-out ones are answered.
+        scorer: holds the model that generates.
+        policy: the same model as it gives log-probs: itself, or the engine around it.
+        reference: to measure the KL to; None where there is none, or where the policy is the reference.
+        seed: of the samples.
+        token_budget: per micro-batch.
+        console: told of the phase.
+        name: of the phase, for people.
+        gathered: in which the model can generate; None = as it is.
+    """
+    with console.phase(name, settings.samples, "prompts") as advance, gathered or nullcontext():
+        samples = draw(
+            scorer.loaded.model,
+            rows.tokenizer,
+            rows.data.held_out,
+            ends=rows.data.ends,
+            count=settings.samples,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            seed=seed,
+            precision=scorer.policy.precision,
+            true_reward=settings.true_reward,
+            advance=advance,
+        )
+    if reference is None or settings.temperature != 1.0:  # no KL, or no samples of the policy itself
+        return samples, samples.metrics()
+    other = reference.policy()
+    mine, theirs = (
+        score_all(model, samples.groups, share=share, lengths=scorer.lengths, token_budget=token_budget)
+        for model, share in ((policy, scorer.policy.groups), (other, other.groups))
+    )
+    return samples, samples.metrics() | drift(mine, theirs)

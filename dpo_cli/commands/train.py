@@ -1,0 +1,339 @@
+"""``dpo train``: rows, model, reference, updates, and what came of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpo_cli import distributed
+from dpo_cli.commands.hooks import RunHooks, open_trackers
+from dpo_cli.commands.parts import (
+    Reference,
+    Rows,
+    Scorer,
+    Setup,
+    cache_folder,
+    describe_rows,
+    load_rows,
+    reference_place,
+    resolve_precision,
+    resolve_token_budget,
+)
+from dpo_cli.commands.report import config_yaml, model_card, show_outcome, show_samples
+from dpo_cli.commands.resume import check_same_run, find_checkpoint, load_weights, update_settings
+from dpo_cli.config import TrainConfig
+from dpo_cli.data.collate import collate
+from dpo_cli.data.load import fingerprint
+from dpo_cli.data.plan import Plan
+from dpo_cli.engine.engine import Engine
+from dpo_cli.engine.schedule import learning_rate
+from dpo_cli.engine.settings import deepspeed_config
+from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.evaluation.samples import Samples
+from dpo_cli.losses import NAMES, get_loss
+from dpo_cli.model.flops import FlopsModel, peak_flops
+from dpo_cli.reference.fingerprint import reference_files
+from dpo_cli.run_folder import RunRecord, check_free, identity, new_run_dir
+from dpo_cli.tracking.console import Console
+from dpo_cli.tracking.trackers import JsonLines
+from dpo_cli.training.checkpoint import Checkpoint
+from dpo_cli.training.export import export
+from dpo_cli.training.guards import StopRequest, check_finite, check_zero_margin, stop_on_signals, zero_margin_gap
+from dpo_cli.training.loop import Rhythm, Work, fit, memory
+from dpo_cli.training.step import Objective
+
+_CHECKED_GROUPS = 4
+"""Rows on which the loss at the start is checked."""
+
+
+def run(config: TrainConfig) -> None:
+    """Train. One process is one rank; all ranks of a run call it alike.
+
+    Raises:
+        DpoError: for what the user can mend; the run's folder is not made before the rows are known to be good.
+    """
+    started = time.monotonic()
+    console = Console(silent=os.environ.get("RANK", "0") != "0")
+    if config.run_dir is not None and not _goes_on_in(Path(config.run_dir), config.resume):
+        check_free(Path(config.run_dir))
+    if config.train.keep_best is not None and config.train.keep_best not in NAMES:
+        raise DpoError(f"train.keep_best={config.train.keep_best}: expected one of {', '.join(NAMES)}")
+    deepspeed_config(zero_stage=0, max_grad_norm=None, extra=config.engine.deepspeed)  # refuses what conflicts, early
+    with stop_on_signals() as stop:
+        rows = load_rows(config.model, config.data, config.seed, console)
+        distributed.start()
+        try:
+            _in_folder(config, rows, console, stop, started)
+        finally:
+            distributed.stop()
+
+
+def _goes_on_in(run_dir: Path, resume: str) -> bool:
+    """Whether a run goes on in its own folder; from a checkpoint elsewhere it begins a new one."""
+    return resume == "auto" or (resume != "none" and Path(resume).resolve().is_relative_to(run_dir.resolve()))
+
+
+def _in_folder(config: TrainConfig, rows: Rows, console: Console, stop: StopRequest, started: float) -> None:
+    """Train in the run's folder, and keep its record."""
+    first = distributed.rank() == 0
+    known = None if config.run_dir is None else Path(config.run_dir)
+    if known is not None and config.resume == "auto" and RunRecord(known).values.get("status") == "done":
+        console.result(f"{known} is finished; nothing is left to do")
+        return
+    precision_before = None
+    data = fingerprint(rows.data.train)
+    resumed = None if known is None else find_checkpoint(config.resume, known, console)
+    if resumed is not None:
+        precision_before = str(resumed.state.settings["train.precision"])
+    precision = str(
+        distributed.from_first(resolve_precision(config.train.precision, config.reference.cache_dir, precision_before))
+    )
+    if resumed is not None:
+        place = reference_place(config.reference, config.model)
+        files = reference_files(*place, cache_folder(config.reference.cache_dir))
+        check_same_run(resumed.state, data, update_settings(config, precision, files))
+    made = first and (known is None or not known.exists())
+    run_dir = Path(distributed.from_first(str(_make_folder(config)) if first else ""))
+    if first:
+        (run_dir / "config.yaml").write_text(config_yaml(config, run_dir), encoding="utf-8")
+    record = RunRecord(run_dir, writes=first)
+    record.update(status="running", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), error=None, **identity())
+    record.update(data={**rows.data.counts, "fingerprint": data}, precision=precision)
+    console.say(describe_rows(rows))
+    try:
+        _Run(config, rows, data, precision, run_dir, record, console, stop).go(resumed, started)
+    except BaseException as error:
+        code = int(error.exit_code if isinstance(error, DpoError) else ExitCode.INTERNAL)
+        status = "preempted" if code == ExitCode.PREEMPTED else "failed"
+        with suppress(OSError):  # on a full disk it can't, and what went wrong first is what matters
+            record.update(status=status, exit_code=code, error=f"{type(error).__name__}: {error}")
+        if first and code == ExitCode.USAGE and config.resume == "none" and not (run_dir / "metrics.jsonl").exists():
+            _leave_no_trace(run_dir, made)
+        raise
+
+
+def _leave_no_trace(run_dir: Path, made: bool) -> None:
+    """The folder as it was, so that the same command, put right, is not refused because of it."""
+    for name in ("config.yaml", "run.json"):
+        (run_dir / name).unlink(missing_ok=True)
+    if made:
+        run_dir.rmdir()
+
+
+def _make_folder(config: TrainConfig) -> Path:
+    if config.run_dir is None:
+        return new_run_dir(config.loss.name)
+    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+    return Path(config.run_dir)
+
+
+@dataclass
+class _Run:
+    """One rank's part of a run, from a model on disk to a trained one."""
+
+    config: TrainConfig
+    rows: Rows
+    data: str
+    """Fingerprint of the training rows."""
+    precision: str
+    run_dir: Path
+    record: RunRecord
+    console: Console
+    stop: StopRequest
+
+    def go(self, resumed: Checkpoint | None, started: float) -> None:
+        """Everything, in order."""
+        config = self.config
+        budget = resolve_token_budget(config.train.tokens_per_micro_batch)
+        setup = Setup(config.model, config.reference, self.rows, self.precision, budget, self.console)
+        scorer = setup.load_policy()
+        reference = setup.make_reference(groups=scorer.policy.groups, scorer=scorer)
+        self._describe(scorer, reference)
+        objective = Objective(
+            groups=self.rows.data.train,
+            share=scorer.policy.groups,
+            loss=get_loss(**config.loss.model_dump()),
+            reference=reference.lookup,
+            beta=config.loss.beta,
+        )
+        work = self._work(scorer)
+        plan = self._plan(work, budget, padded=not scorer.policy.groups)
+        engine = self._engine(scorer, resumed)
+        self._check_start(engine, objective, must_be_zero=resumed is None and config.reference.path is None)
+        trackers = open_trackers(config, self.run_dir, resumed, self.console)
+        hooks = RunHooks(
+            config,
+            self.run_dir,
+            self.rows,
+            scorer,
+            engine,
+            objective,
+            budget,
+            self.data,
+            update_settings(config, self.precision, reference.identity["files"]),
+            trackers,
+            self.console,
+            self.stop,
+        )
+        for tracker in trackers:
+            if isinstance(tracker, JsonLines):
+                hooks.latest.update(tracker.latest)
+        exit_code = int(ExitCode.INTERNAL)
+        try:
+            before = None
+            if resumed is None:
+                hooks.evaluate(0)
+                before = hooks.sample(0, "sample before", None)
+            with self.stop.waiting():
+                self._fit(engine, plan, objective, hooks, resumed, work)
+                after = self._finish(hooks, reference, len(plan), started)
+            exit_code = int(ExitCode.DONE)
+        except DpoError as error:
+            exit_code = int(error.exit_code)
+            raise
+        finally:
+            for tracker in trackers:
+                tracker.finish(exit_code)
+        engine.destroy()
+        if "DPO_SWEEP" in os.environ:  # the sweep's own table follows
+            return
+        if before is not None and after is not None:
+            show_samples(self.console, before, after)
+        show_outcome(self.console, self.run_dir, self.record.values)
+
+    def _finish(self, hooks: RunHooks, reference: Reference, updates: int, started: float) -> Samples | None:
+        """After the last update: the model is written before anything that could still go wrong."""
+        check_finite(hooks.engine, hooks.objective.groups[:_CHECKED_GROUPS], hooks.objective)
+        hooks.evaluate(updates)
+        hooks.honour_stop(updates, saved=False)
+        self._export(hooks, updates)
+        hooks.honour_stop(updates, saved=False)
+        samples = hooks.sample(updates, "sample after", reference)
+        final = {**hooks.latest, **memory()}
+        if hooks.first and samples is not None:
+            (self.run_dir / "final" / "README.md").write_text(self._card(hooks, updates), encoding="utf-8")
+        seconds = round(time.monotonic() - started, 3)
+        self.record.update(status="done", exit_code=0, updates=updates, final=final, seconds=seconds)
+        return samples
+
+    def _describe(self, scorer: Scorer, reference: Reference) -> None:
+        """Say what is trained against what, on the screen and in the record."""
+        config, say, counts = self.config, self.console.say, reference.counts
+        millions = sum(parameter.numel() for parameter in scorer.loaded.model.parameters()) / 1e6
+        say(f"model: {config.model.path}, {millions:,.1f} million weights, {self.precision} on {distributed.device()}")
+        if scorer.loaded.dropout:
+            say(f"dropout: off ({', '.join(f'{k} was {v}' for k, v in scorer.loaded.dropout.items())})")
+        say(f"attention: {scorer.attention}")
+        source = "a second model in memory" if reference.store is None else f"log-probs in {reference.store}"
+        say(f"reference: {config.reference.path or config.model.path}, {source} ({counts})")
+        self.record.update(
+            reference={
+                "identity": reference.identity,
+                "store": str(reference.store) if reference.store else None,
+                "tokens_computed": counts.tokens_computed,
+                "tokens_read": counts.tokens_read,
+            }
+        )
+
+    def _work(self, scorer: Scorer) -> Work:
+        flops = FlopsModel.of(scorer.loaded.model)
+        train = self.rows.data.train
+        return Work(
+            tokens=[scorer.lengths(group) for group in train],
+            flops=[3.0 * flops.forward(group) for group in train],  # the backward pass costs twice the forward
+            peak=peak_flops(distributed.device(), self.precision),
+        )
+
+    def _plan(self, work: Work, budget: int, *, padded: bool) -> Plan:
+        settings = self.config.train
+        comparisons = [group.comparisons for group in self.rows.data.train]
+        world_size = distributed.world_size()
+        plan = Plan(
+            work.tokens,
+            work.flops,
+            comparisons,
+            seed=self.config.seed,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            world_size=world_size,
+            token_budget=budget,
+            padded=padded,
+        )
+        last = plan[len(plan) - 1].comparisons
+        smaller = f" (the last of each epoch smaller: {last})" if last < settings.batch_size else ""
+        self.console.say(
+            f"training: {len(plan)} updates of {settings.batch_size} pairs{smaller}, {world_size} "
+            f"process{'es' if world_size > 1 else ''}, ZeRO {self._zero_stage()}, {budget} tokens a micro-batch"
+        )
+        return plan
+
+    def _zero_stage(self) -> int:
+        stage = self.config.engine.zero_stage
+        return stage if stage != "auto" else 0 if distributed.world_size() == 1 else 2
+
+    def _engine(self, scorer: Scorer, resumed: Checkpoint | None) -> Engine:
+        """The policy with its starting weights, under DeepSpeed."""
+        optim, policy = self.config.optim, scorer.policy
+        if resumed is not None:
+            load_weights(policy, resumed)
+        policy.train()
+        engine = Engine(
+            policy,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            max_grad_norm=optim.max_grad_norm,
+            zero_stage=self._zero_stage(),
+            extra=self.config.engine.deepspeed,
+        )
+        if resumed is not None:
+            some = collate([min(self.rows.data.train, key=scorer.lengths)], share=policy.groups)
+            engine.set_moments(resumed.moments(), resumed.state.step, engine(some).sum() * 0.0)
+        return engine
+
+    def _check_start(self, engine: Engine, objective: Objective, *, must_be_zero: bool) -> None:
+        gap, noise = zero_margin_gap(engine, objective.groups[:_CHECKED_GROUPS], objective)
+        self.record.update(zero_margin={"gap": gap, "noise": noise})
+        self.console.say(check_zero_margin(gap, noise, must_be_zero=must_be_zero))
+
+    def _fit(
+        self, engine: Engine, plan: Plan, objective: Objective, hooks: RunHooks, resumed: Checkpoint | None, work: Work
+    ) -> None:
+        optim, settings = self.config.optim, self.config.train
+        start = 0 if resumed is None else resumed.state.step
+        hooks.logged = start
+        if resumed is not None:
+            hooks.best = resumed.state.best
+            if resumed.state.pending and hooks.first:
+                hooks.window.sums.values = resumed.state.pending
+
+        def rate(index: int) -> float:
+            return learning_rate(
+                index, len(plan), peak=optim.lr, schedule=optim.schedule, warmup_ratio=optim.warmup_ratio
+            )
+
+        rhythm = Rhythm(settings.log_every, settings.eval_every, settings.save_every)
+        with self.console.phase("train", len(plan) - start, "updates") as hooks.advance:
+            fit(engine, plan, objective, rate, hooks, start=start, rhythm=rhythm, work=work, window=hooks.window)
+
+    def _card(self, hooks: RunHooks, updates: int) -> str:
+        return model_card(self.config, len(self.rows.data.train), hooks.latest, updates)
+
+    def _export(self, hooks: RunHooks, updates: int) -> None:
+        scorer = hooks.scorer
+        weights = ((name.removeprefix("model."), tensor) for name, tensor in hooks.engine.weights())
+        with self.console.phase("save final/"):
+            export(
+                self.run_dir / "final",
+                scorer.loaded.model,
+                self.rows.tokenizer,
+                weights,
+                dropout=scorer.loaded.dropout,
+                card=self._card(hooks, updates),
+                ends=self.rows.data.ends,
+                first=hooks.first,
+            )

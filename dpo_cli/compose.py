@@ -1,0 +1,269 @@
+"""From YAML and the command line to a typed configuration, by Hydra; and Hydra's errors in our words.
+
+Hydra's own entry point is used as it is, so that ``--cfg``, ``--help``, ``--info``, ``-m`` and its sweepers work as
+its documentation says. What it composed goes through ``read_config`` before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError  # type: ignore[import-untyped] # OmegaConf reads files with it
+
+from dpo_cli.config import EvaluateConfig, TrainConfig, read_config
+from dpo_cli.errors import ConfigError, DpoError, ExitCode, Preempted
+from dpo_cli.overrides import add_plus, apart, asks_for_sweep, check_options, explain, explain_yaml, is_flag, targets
+from dpo_cli.run_folder import read
+
+SCHEMAS: dict[str, type[TrainConfig] | type[EvaluateConfig]] = {
+    "train": TrainConfig,
+    "precompute-ref": TrainConfig,
+    "eval": EvaluateConfig,
+}
+
+_QUICKSTART_ASSETS = Path(__file__).parent / "quickstart" / "assets"
+
+
+def config_folder() -> Path:
+    """The folder with the configuration files: in the package when installed, beside it in a checkout."""
+    here = Path(__file__).parent
+    return next(folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir())
+
+
+def run_command(command: str, words: list[str]) -> int:
+    """Compose what the command line says and run the command on it, once or, with ``-m``, for each point of a sweep.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        DpoError: for anything wrong with the configuration, and what the command raises.
+    """
+    words = [add_plus(word) for word in words if not word.startswith(("--local_rank", "--local-rank"))]
+    flags, overrides = apart(words)
+    words = [*flags, *overrides]  # flags may stand anywhere; Hydra wants all overrides together
+    if any(is_flag(word, "--experimental-rerun") for word in words):
+        raise DpoError("--experimental-rerun reads a pickle, which can run code: not supported")
+    from dpo_cli.sweep import Sweep
+
+    sweep: Sweep | None = None
+    if any(asks_for_sweep(word) for word in words):
+        if command != "train":
+            raise DpoError(f"dpo {command} does not take -m; sweeps are for dpo train")
+        words = [word for word in words if word != "resume=auto"]  # a sweep goes on anyway
+        sweep = Sweep(words)
+        words = [*words, f"hydra.sweep.dir='{sweep.folder}'"]
+    configs: list[TrainConfig | EvaluateConfig] = []
+    problems: list[Exception] = []
+
+    def task(tree: DictConfig) -> None:
+        overrides = _overrides()
+        try:
+            config = _typed(command, tree)
+            if sweep is None:
+                configs.append(config)
+            elif isinstance(config, TrainConfig):
+                sweep.run_job(config, overrides)
+        except ConfigError as error:
+            if sweep is not None:
+                sweep.refuse(overrides, error)
+            else:  # not raised here: Hydra would add words of its own
+                problems.append(error)
+        except Preempted as error:  # the other points must not run: Hydra lets nothing less through
+            problems.append(error)
+            raise SystemExit from None
+        except DpoError as error:
+            problems.append(error)
+
+    _hydra(command, words, task)
+    if problems:
+        raise problems[0]
+    if sweep is not None:
+        return sweep.finish()
+    if not configs:  # --help, --cfg and the like
+        return int(ExitCode.DONE)
+    from dpo_cli.launch import run_once
+
+    return run_once(command, configs[0])
+
+
+def complete(command: str, line: str) -> list[str]:
+    """Hydra's candidates for the last word of ``line`` (arguments only); flags don't matter, but a ``--config-dir``."""
+    from hydra._internal.core_plugins.bash_completion import BashCompletion
+
+    *before, last = line.split(" ")
+    if last.startswith("-"):
+        return []
+    flags, overrides = apart([word for word in before if word])
+    completion = BashCompletion(_loader(flags))
+    found: list[str] = completion._query(_config_name(command), " ".join([*overrides, last]))
+    return found
+
+
+def _loader(flags: Sequence[str]) -> ConfigLoader:
+    """Hydra's configurations, with those of a ``--config-dir``."""
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_automatic_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
+
+    _register_resolvers()
+    search_path = create_automatic_config_search_path(None, None, str(config_folder()))
+    for flag, value in pairwise(" ".join(flags).replace("=", " ").split()):
+        if flag in ("--config-dir", "-cd"):
+            before_schema = SearchPathQuery(provider="schema")
+            search_path.prepend("command-line", f"file://{Path(value).absolute()}", anchor=before_schema)
+    return Hydra.create_main_hydra2("dpo", search_path).config_loader
+
+
+def _check_no_code(command: str, words: Sequence[str]) -> None:
+    """Refuse the keys by which Hydra itself would run code that a configuration file names.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    flags, overrides = apart(words)
+    mode = RunMode.MULTIRUN if any(asks_for_sweep(word) for word in flags) else RunMode.RUN
+    try:
+        tree = _loader(flags).load_configuration(_config_name(command), overrides, run_mode=mode)
+    except Exception:  # Hydra's own run is about to say what is wrong
+        return
+    finally:
+        GlobalHydra.instance().clear()
+    settings = OmegaConf.to_container(tree.hydra, resolve=False)
+    doors = [f"hydra.{name}" for name in ("callbacks", "job_logging", "hydra_logging") if _has_code(settings, name)]
+    doors += [f"hydra.{key}" for key, target in targets(settings) if not target.startswith("hydra.")]
+    if doors:
+        raise ConfigError([f"{door} would run code: not supported in a configuration" for door in dict.fromkeys(doors)])
+
+
+def _has_code(settings: Any, name: str) -> bool:
+    part = settings.get(name) or {}
+    return bool(part) if name == "callbacks" else bool(part.get("handlers") or part.get("formatters"))
+
+
+def _hydra(command: str, words: Sequence[str], task: Callable[[DictConfig], None]) -> None:
+    """Hydra's main with our arguments, and its complaints as ours."""
+    _register_resolvers()
+    check_options(words, config_folder())
+    _check_no_code(command, words)
+    options = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
+    entry = hydra.main(config_path=str(config_folder()), config_name=_config_name(command), **options)(task)
+    schema = SCHEMAS[command]
+    with _arguments(command, words):
+        try:
+            entry()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError([explain(error, schema)]) from None
+        except MarkedYAMLError as error:
+            raise ConfigError([explain_yaml(error)]) from None
+        except UnicodeDecodeError as error:
+            raise ConfigError([f"a configuration file is not valid UTF-8 ({error})"]) from None
+        except SystemExit as end:  # argparse, after --help or a flag it doesn't know
+            if end.code:
+                raise SystemExit(int(ExitCode.USAGE)) from None
+
+
+@contextmanager
+def _arguments(command: str, words: Sequence[str]) -> Iterator[None]:
+    before, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [f"dpo {command}", *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let its exceptions reach us, instead of a traceback on the screen
+    try:
+        yield
+    finally:
+        sys.argv = before
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+        logging.disable(logging.NOTSET)  # `job_logging: disabled` switches off all logging for good
+
+
+def _typed(command: str, tree: DictConfig) -> TrainConfig | EvaluateConfig:
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise ConfigError([f"{error.full_key}: {str(error).splitlines()[0]}"]) from None
+    if not isinstance(plain, dict):
+        raise DpoError("the configuration is not a mapping")
+    values: dict[str, Any] = {str(key): value for key, value in plain.items()}
+    if "experiment" in values:
+        file = next((file for file in _files() if file.parent.name == "experiment"), "experiment")
+        raise ConfigError([f"{file}: the first line of an experiment must be `# @package _global_`"])
+    if command == "eval":
+        values = _with_run(values, _overrides())
+    return read_config(values, SCHEMAS[command], list(_files()))
+
+
+def _overrides() -> list[str]:
+    """The command line's, as they were written: with an interpolation in one, the list would resolve it."""
+    words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [str(word) for word in words or ()]
+
+
+def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """For ``dpo eval run=DIR``: the run's own configuration with what the command line says on top."""
+    run = values.get("run")
+    if run is None:
+        return values
+    file = Path(str(run), "config.yaml")
+    if not file.is_file():
+        raise DpoError(f"run={run} is not a run folder: there is no {file}")
+    ran = OmegaConf.to_container(OmegaConf.load(file))
+    if not isinstance(ran, dict):
+        raise DpoError(f"{file} is not a configuration")
+    for section in ("model", "data", "loss", "reference", "launch", "eval"):
+        values[section] = ran[section]
+    values["seed"] = ran["seed"]
+    values["precision"] = read(Path(str(run))).get("precision", ran["train"]["precision"])  # what `auto` came to
+    values["tokens_per_micro_batch"] = ran["train"]["tokens_per_micro_batch"]
+    config = OmegaConf.create(values)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.get_key_element().lstrip("+") in ("loss", "data", "model", "reference", "launch", "eval"):
+            raise DpoError(f"{override.input_line}: with run=..., the run's own choice can't be replaced as a whole")
+        OmegaConf.update(config, override.get_key_element().lstrip("+"), override.value(), force_add=True)
+    given = {override.partition("=")[0] for override in overrides}
+    if "data.path" in given and "data.eval" not in given:
+        config.data.eval = None
+    elif config.data.eval is None:
+        raise DpoError(f"run={run} held no rows out: name rows to evaluate with data.path=... or data.eval=...")
+    merged = OmegaConf.to_container(config, resolve=True)
+    return {str(key): value for key, value in merged.items()} if isinstance(merged, dict) else values
+
+
+def _files() -> Iterator[Path]:
+    """The configuration files that took part, the user's own first."""
+    runtime = HydraConfig.get().runtime
+    sources = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+    for source in sources:
+        for group, option in runtime.choices.items():
+            options = [option] if isinstance(option, str) else list(option or [])
+            for name in options:
+                if not group.startswith("hydra/") and (file := source / group / f"{name}.yaml").is_file():
+                    yield file
+
+
+def _config_name(command: str) -> str:
+    return command.replace("-", "_")
+
+
+def _register_resolvers() -> None:
+    def asset(name: str) -> str:
+        return str(_QUICKSTART_ASSETS / name)
+
+    OmegaConf.register_new_resolver("quickstart", asset, replace=True)

@@ -1,0 +1,143 @@
+"""From a path to the Groups that are trained on and the Groups that are held out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from dpo_cli.data.formats import read_examples
+from dpo_cli.data.holdout import check_overlap, hold_out
+from dpo_cli.data.sources import is_local, read_rows
+from dpo_cli.data.tokenize import end_tokens, tokenize
+from dpo_cli.data.types import Example, Group
+from dpo_cli.errors import DataError
+
+Phase = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], None]]]
+"""``phase(name, total, unit)`` shows progress; what it yields is told of units done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Everything a run reads."""
+
+    train: list[Group]
+    held_out: list[Group]
+    ends: list[int]
+    """Tokens that end an answer: generation must stop at them."""
+    counts: dict[str, Any]
+    """What was read, left out and cut, by side: plain values for ``run.json``."""
+
+
+def load_data(
+    *,
+    path: str,
+    split: str,
+    subset: str | None,
+    revision: str | None,
+    held_out: str | float | None,
+    limit: int | None,
+    text: Literal["auto", "chat", "plain"],
+    max_length: int,
+    max_prompt_length: int | None,
+    on_too_long: Literal["truncate", "drop", "raise"],
+    on_bad_row: Literal["raise", "skip"],
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    phase: Phase,
+) -> Data:
+    """Read, hold out, tokenise. A prompt is never on both sides: training gives way.
+
+    Args:
+        path, split, subset, revision: see ``read_rows``.
+        held_out: None, a fraction of the prompts, a file or folder, or another split of the same hub data set.
+        limit: rows of each side; None = all.
+        text, max_length, max_prompt_length, on_too_long: see ``tokenize``.
+        on_bad_row: see ``read_examples``.
+        seed: which prompts are held out, if ``held_out`` is a fraction.
+        tokenizer: the model's.
+        phase: progress.
+
+    Raises:
+        DpoError: see those functions.
+    """
+    read = partial(_read, subset=subset, revision=revision, on_bad_row=on_bad_row, phase=phase)
+    # Which prompts are held out must not depend on the limit, which therefore comes after.
+    train, train_read = read("data.path", path, split, limit=None if isinstance(held_out, float) else limit)
+    held: list[Example] = []
+    held_read: dict[str, Any] | None = None
+    overlap = 0
+    if isinstance(held_out, float):
+        train, held = (side[:limit] for side in hold_out(train, held_out, seed))
+    elif held_out is not None:
+        held, held_read = read("data.eval", *held_out_place(held_out, path, split), limit=limit)
+        train, overlap = check_overlap(train, held)
+    to_groups = partial(
+        tokenize,
+        tokenizer=tokenizer,
+        text=text,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        on_too_long=on_too_long,
+    )
+    with phase("tokenise training data", len(train), "rows") as advance:
+        groups, tokenized = to_groups(train, advance=advance)
+    counts = {"train": {"rows": train_read, "prompts_held_out": overlap, "tokenized": tokenized.as_dict()}}
+    ends = end_tokens(train, tokenizer, text)
+    if not held:
+        return Data(groups, [], ends, counts)
+    with phase("tokenise held-out data", len(held), "rows") as advance:
+        held_groups, tokenized = to_groups(held, advance=advance)
+    counts["held_out"] = {"rows": held_read, "tokenized": tokenized.as_dict()}
+    return Data(groups, held_groups, ends, counts)
+
+
+def _read(
+    key: str,
+    path: str,
+    split: str,
+    *,
+    subset: str | None,
+    revision: str | None,
+    limit: int | None,
+    on_bad_row: Literal["raise", "skip"],
+    phase: Phase,
+) -> tuple[list[Example], dict[str, Any]]:
+    with phase(f"read {path}", None, "rows") as advance:
+        rows = read_rows(path, split=split, subset=subset, revision=revision, key=key)
+        examples, counts = read_examples(rows, limit=limit, on_bad_row=on_bad_row, name=f"{key}={path}")
+        advance(counts.read)
+    return examples, asdict(counts)
+
+
+def held_out_place(held_out: str, path: str, split: str) -> tuple[str, str]:
+    """Path and split of held-out data that is a file, a folder, or another split.
+
+    Raises:
+        DataError: if it is none of them.
+    """
+    if is_local(held_out):
+        return held_out, split
+    if is_local(path):
+        raise DataError(
+            f"data.eval={held_out}: no such file or folder, and data.path={path} is no hub data set with splits"
+        )
+    return path, held_out
+
+
+def fingerprint(groups: Iterable[Group]) -> str:
+    """SHA-256, in hex, of the groups' token ids and pairs in order: the same data, however it was stored."""
+    digest = hashlib.sha256()
+    for group in groups:
+        parts = [group.prompt_ids, *group.answers, np.array(group.pairs, dtype=np.int32).reshape(-1)]
+        # The lengths keep what follows apart: without, moving a token from prompt to answer would change nothing.
+        digest.update(np.array([len(parts), *map(len, parts)], dtype="<i8").tobytes())
+        for part in parts:
+            digest.update(part.astype("<i4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,191 @@
+"""DeepSpeed behind the few verbs the training loop needs; float32 weights at every ZeRO stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from dpo_cli.distributed import rank, world_size
+from dpo_cli.engine.settings import deepspeed_config
+
+_NOBODY = -1
+"""No module's number."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# DeepSpeed compiles this operation at every first start on a CPU (a compiler and half a minute) for tensor-parallel
+# inference, which is not done here.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class Engine:
+    """A module being trained by AdamW under ZeRO 0 to 3."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        max_grad_norm: float | None,
+        zero_stage: int,
+        extra: Mapping[str, Any],
+    ) -> None:
+        """
+        Args:
+            module: float32; weights of a checkpoint already loaded, as they can't be set at every stage later.
+            betas: of AdamW.
+            eps: of AdamW.
+            weight_decay: of AdamW, for matrices and embeddings; never for biases and norms.
+            max_grad_norm: None = no clipping.
+            zero_stage: 0 to 3.
+            extra: more DeepSpeed keys.
+        """
+        self.zero_stage = zero_stage
+        self._max_grad_norm = max_grad_norm
+        self._module = module
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=True)
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            config=deepspeed_config(zero_stage=zero_stage, max_grad_norm=max_grad_norm, extra=extra),
+            dist_init_required=False,
+        )
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The module's forward pass."""
+        return self._deepspeed(*inputs)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of ``loss``, this rank's part of the global batch's loss.
+
+        Args:
+            loss: scalar. The update follows the *sum* over ranks and calls.
+            last: whether this is the update's last call. Every rank makes the same number of calls.
+        """
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks, as if every rank's part were equally large.
+        self._deepspeed.backward(loss * world_size())
+
+    def step(self, lr: float) -> float:
+        """Update the weights and clear the gradients; returns the gradient's norm before clipping."""
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        norm = None
+        if self.zero_stage == 0:
+            trained = [p for p in self._module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+            if self._max_grad_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(trained, self._max_grad_norm, norm)
+        self._deepspeed.step()
+        return float(self._deepspeed.get_global_grad_norm() if norm is None else norm)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter by name, whole and in float32, on the CPU. All ranks must iterate."""
+        for name, parameter in self._module.named_parameters():
+            if self.zero_stage == 0 or not parameter.requires_grad:  # DeepSpeed knows nothing of frozen ones
+                with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero_stage == 3):
+                    full = parameter.detach().to("cpu", torch.float32, copy=self.zero_stage == 3)
+            else:
+                full = safe_get_full_fp32_param(parameter)
+            if full is None:
+                raise RuntimeError(f"DeepSpeed has no float32 value of {name}")
+            yield name, full.detach().to("cpu", torch.float32)
+
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
+        """AdamW's moments as ``<parameter>/<moment>``, whole, on the CPU. All ranks must iterate."""
+        self._link_moments()
+        for name, parameter in self._trained():
+            for moment in MOMENTS:
+                if self.zero_stage == 0:
+                    full = self._deepspeed.optimizer.state[parameter][moment]
+                else:
+                    full = safe_get_full_optimizer_state(parameter, moment)
+                if full is None:
+                    raise RuntimeError(f"DeepSpeed has no {moment} of {name}")
+                yield f"{name}/{moment}", full.detach().to("cpu", torch.float32)
+
+    def set_moments(self, moments: Mapping[str, Tensor], updates: int, idle_loss: Tensor) -> None:
+        """Put the optimizer where it was after ``updates`` updates.
+
+        Args:
+            moments: as ``moments`` gave them.
+            updates: AdamW's own count, which its bias correction needs.
+            idle_loss: a loss of weight zero, from a forward pass of this engine: ZeRO makes its optimizer state in
+                the first step, so one is made with zero gradients and learning rate 0, which changes nothing.
+        """
+        self.backward(idle_loss, last=True)
+        self.step(lr=0.0)
+        self._link_moments()
+        for name, parameter in self._trained():
+            for moment in MOMENTS:
+                value = moments[f"{name}/{moment}"]
+                if self.zero_stage == 0:
+                    self._deepspeed.optimizer.state[parameter][moment].copy_(value)
+                elif self.zero_stage == 3:
+                    safe_set_local_optimizer_state(parameter, _own_part(parameter, value), moment)
+                else:
+                    safe_set_full_optimizer_state(parameter, value, moment)
+        inner = self._deepspeed.optimizer if self.zero_stage == 0 else self._deepspeed.optimizer.optimizer
+        for state in inner.state.values():
+            state["step"].fill_(updates)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """A context in which every rank holds all weights, for forward passes that ranks need not make alike.
+
+        Only ZeRO 3 has anything to do for it. Its hooks release what no module is using, so somebody is made to use
+        everything.
+        """
+        held = list(self._module.parameters()) if self.zero_stage == 3 else []
+        with deepspeed.zero.GatheredParameters(held, enabled=bool(held)):
+            for parameter in held:
+                parameter.ds_active_sub_modules.add(_NOBODY)  # type: ignore[attr-defined]
+            try:
+                yield
+            finally:
+                for parameter in held:
+                    parameter.ds_active_sub_modules.discard(_NOBODY)  # type: ignore[attr-defined]
+
+    def destroy(self) -> None:
+        """Let go of DeepSpeed's hooks and buffers."""
+        self._deepspeed.destroy()
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed's ``safe_*_full_optimizer_state`` see every parameter group.
+
+        At stages 1 and 2 DeepSpeed 0.19 links names to states once, while it steps the first group, when the
+        states of the others do not exist yet; without this their moments are "not found".
+        """
+        if self.zero_stage in (1, 2):
+            self._deepspeed.optimizer._hp_optimizer_states_linked = False
+            self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self._module.named_parameters() if p.requires_grad)
+
+
+def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's part of a whole tensor under ZeRO 3, whose parts are of one size, the last padded.
+
+    DeepSpeed's own setter forgets the padding and fails where the size is no multiple of the ranks.
+    """
+    size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    padded = torch.nn.functional.pad(value.flatten(), (0, size * world_size() - value.numel()))
+    return padded.narrow(0, size * rank(), size)

@@ -1,0 +1,62 @@
+"""Our settings as DeepSpeed's, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpo_cli.errors import ConfigError
+
+# Decided by keys of ours: setting them under engine.deepspeed as well would be two answers to one question.
+_OURS = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.tokens_per_micro_batch",
+    "gradient_accumulation_steps": "train.batch_size and train.tokens_per_micro_batch",
+    "gradient_clipping": "optim.max_grad_norm",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "bf16": "train.precision",
+    "bfloat16": "train.precision",
+    "fp16": "train.precision",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
+    "data_types": "train.precision",
+    "zero_optimization.stage": "engine.zero_stage",
+}
+
+
+def deepspeed_config(*, zero_stage: int, max_grad_norm: float | None, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What DeepSpeed is told.
+
+    Batch sizes are 1 because DeepSpeed does not count our batches: micro-batches hold different numbers of tokens
+    and comparisons, and the loop says where an update ends. Precision stays float32 for DeepSpeed: under bf16 the
+    policy enters autocast itself, which keeps float32 weights for the optimizer.
+
+    Args:
+        zero_stage: 0 to 3.
+        max_grad_norm: None = no clipping. Stage 0 is clipped by the engine, which needs the norm anyway.
+        extra: the user's own keys, merged in.
+
+    Raises:
+        ConfigError: for each key in ``extra`` that a key of ours decides.
+    """
+    zero = extra.get("zero_optimization", {})
+    if not isinstance(zero, Mapping):
+        raise ConfigError([f"engine.deepspeed.zero_optimization={zero!r}: expected keys and values"])
+    problems = [
+        f"engine.deepspeed.{key} is decided by {ours}: set that instead"
+        for key, ours in _OURS.items()
+        if key in extra or (key == "zero_optimization.stage" and "stage" in zero)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return {
+        "steps_per_print": 2**31,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        **extra,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0 if zero_stage == 0 or max_grad_norm is None else max_grad_norm,
+        "zero_optimization": {**zero, "stage": zero_stage},
+    }

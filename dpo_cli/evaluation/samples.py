@@ -1,0 +1,109 @@
+"""Sampled answers, judged: by a known true reward where there is one, and by how far they drift from the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dpo_cli.data.types import Group, Tokens
+from dpo_cli.distributed import from_first
+from dpo_cli.evaluation.generation import as_groups, sample
+from dpo_cli.quickstart.task import true_reward as quickstart_reward
+
+TRUE_REWARDS: dict[str, Callable[[str, str], float]] = {"quickstart": quickstart_reward}
+"""Rewards of an answer to a question that are known, not learnt."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One answer to each of some prompts."""
+
+    questions: list[str]
+    answers: list[str]
+    groups: list[Group]
+    """The same as tokens, to be scored."""
+    rewards: list[float] | None
+    """True rewards."""
+
+    def metrics(self) -> dict[str, float]:
+        """Their means, as ``samples/...``; lengths in tokens."""
+        found = {"samples/length": float(np.mean([len(group.answers[0]) for group in self.groups]))}
+        if self.rewards is not None:
+            found["samples/true_reward"] = float(np.mean(self.rewards))
+        return found
+
+    def rows(self, step: int) -> list[dict[str, Any]]:
+        """For ``samples.jsonl``."""
+        rewards = self.rewards if self.rewards is not None else [None] * len(self.answers)
+        return [
+            {"step": step, "prompt": question, "answer": answer, **({} if reward is None else {"true_reward": reward})}
+            for question, answer, reward in zip(self.questions, self.answers, rewards, strict=True)
+        ]
+
+
+def draw(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    groups: Sequence[Group],
+    *,
+    ends: Sequence[int],
+    count: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    precision: str,
+    true_reward: str | None,
+    advance: Callable[[int], None] = lambda prompts: None,
+) -> Samples:
+    """Answer the first ``count`` distinct prompts of ``groups``; the other arguments are ``sample``'s."""
+    chosen = distinct_prompts(groups)[:count]
+    prompts: list[Tokens] = [group.prompt_ids for group in chosen]
+    tokens = sample(
+        model,
+        tokenizer,
+        prompts,
+        ends=ends,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        precision=precision,
+        advance=advance,
+    )
+    tokens = from_first(tokens)  # ranks must go on with the same lengths, whatever their rounding
+    questions = [group.question for group in chosen]
+    answers = [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in tokens]
+    reward = TRUE_REWARDS[true_reward] if true_reward else None
+    rewards = None if reward is None else [reward(*pair) for pair in zip(questions, answers, strict=True)]
+    return Samples(questions, answers, as_groups(prompts, tokens), rewards)
+
+
+def distinct_prompts(groups: Sequence[Group]) -> list[Group]:
+    """The first group of each prompt."""
+    found: dict[bytes, Group] = {}
+    for group in groups:
+        found.setdefault(group.prompt_ids.tobytes(), group)
+    return list(found.values())
+
+
+def drift(policy: Sequence[Sequence[NDArray]], reference: Sequence[Sequence[NDArray]]) -> dict[str, float]:
+    """KL(policy || reference) per answer in nats, from the policy's own samples, and its standard error.
+
+    The mean of log pi(y|x) - log pi_ref(y|x) over samples y ~ pi, which is unbiased; single samples may be negative.
+
+    Args:
+        policy: token log-probs of each sample, as ``score`` gives them.
+        reference: of the same samples, which must have been drawn at temperature 1: from the policy itself.
+    """
+    ratios = [
+        float((mine.astype(np.float64) - theirs).sum())
+        for answers, others in zip(policy, reference, strict=True)
+        for mine, theirs in zip(answers, others, strict=True)
+    ]
+    error = float(np.std(ratios, ddof=1)) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
+    return {"samples/kl": float(np.mean(ratios)), "samples/kl_error": error}

@@ -1,0 +1,105 @@
+"""Necessary floating-point operations, for balancing ranks and for an honest model FLOPs utilisation.
+
+Counted is what exact training can't do without: every shared token once, log-probs only where an answer token is
+predicted, no padding, no recomputation. Utilisation measured with it can't be raised by wasted work.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from dpo_cli.data.collate import shared_prefix
+from dpo_cli.data.types import Group
+
+
+@dataclass(frozen=True)
+class FlopsModel:
+    """Forward FLOPs of a group as a polynomial of its lengths."""
+
+    per_token: float
+    """Twice the matrix parameters outside embeddings and head."""
+    per_prediction: float
+    """Twice the head's parameters."""
+    per_pair: float
+    """Of attention, for each query and key visible to it: 4 x layers x heads x head size."""
+    unread_per_token: float = 0.0
+    """What the last layer spends on a position that predicts nothing: all but its key and value projections."""
+    unread_per_pair: float = 0.0
+    """The last layer's part of ``per_pair``."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> FlopsModel:
+        """Read off a model's parameters; experts that a token doesn't visit are not counted."""
+        config = model.config.get_text_config()
+        head = model.get_output_embeddings().weight
+        looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        matrices = experts = 0
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and parameter is not head and id(parameter) not in looked_up:
+                if ".experts." in name:
+                    experts += parameter.numel()
+                else:
+                    matrices += parameter.numel()
+        if experts:
+            count = getattr(config, "num_local_experts", None) or config.num_experts
+            matrices += experts * config.num_experts_per_tok // count
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        layers = config.num_hidden_layers
+        key_value_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        pair = 4.0 * config.num_attention_heads * size
+        return cls(
+            per_token=2.0 * matrices,
+            per_prediction=2.0 * head.numel(),
+            per_pair=layers * pair,
+            unread_per_token=2.0 * (matrices / layers - 2 * config.hidden_size * key_value_heads * size),
+            unread_per_pair=pair,
+        )
+
+    def forward(self, group: Group) -> float:
+        """One forward pass over the group."""
+        shared = shared_prefix(group.answers)
+        trunk = len(group.prompt_ids) + shared
+        branches = [len(answer) - shared - 1 for answer in group.answers]
+        predictions = shared + sum(branch + 1 for branch in branches)
+        pairs = trunk * (trunk + 1) / 2 + sum(branch * (trunk + (branch + 1) / 2) for branch in branches)
+        unread = len(group.prompt_ids) - 1  # of the last layer's outputs there, nothing reads any
+        return (
+            self.per_token * (trunk + sum(branches))
+            + self.per_prediction * predictions
+            + self.per_pair * pairs
+            - self.unread_per_token * unread
+            - self.unread_per_pair * unread * (unread + 1) / 2
+        )
+
+
+# Dense peak in FLOP/s without sparsity, from the makers' data sheets: (bfloat16, float32 on the tensor cores' TF32
+# or the plain units, whichever PyTorch uses by default: the plain ones).
+_GPU_PEAKS = {
+    "H200": (989e12, 67e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+    "RTX 4090": (165e12, 82.6e12),
+}
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """What the device can do per second: a GPU's data sheet, a CPU's own matrix products; None if unknown."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        peaks = next((peaks for key, peaks in _GPU_PEAKS.items() if key in name), None)
+        return None if peaks is None else peaks[0 if precision == "bf16" else 1]
+    size = 1536
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):  # the best of a few: the first one warms up, others may be disturbed
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

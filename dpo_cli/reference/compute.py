@@ -1,0 +1,104 @@
+"""The reference pass: fill the store with what is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpo_cli.data.collate import flat_length
+from dpo_cli.data.plan import pack
+from dpo_cli.data.types import Group
+from dpo_cli.distributed import from_first, rank, wait_for_all, world_size
+from dpo_cli.errors import NumericsError
+from dpo_cli.model.policy import Policy
+from dpo_cli.model.score import score
+from dpo_cli.reference.store import Logps, ReferenceStore
+
+_GROUPS_PER_CHUNK = 1024
+_SECONDS_PER_CHUNK = 60.0
+
+
+@dataclass(frozen=True)
+class ReferenceCounts:
+    """Where a run's reference log-probs came from, in answer tokens."""
+
+    tokens_computed: int
+    tokens_read: int
+
+    def __str__(self) -> str:
+        return f"{self.tokens_computed:,} tokens computed, {self.tokens_read:,} read"
+
+
+def fill(
+    store: ReferenceStore,
+    groups: Sequence[Group],
+    load: Callable[[], Policy],
+    *,
+    token_budget: int,
+    advance: Callable[[int], None] = lambda groups: None,
+) -> ReferenceCounts:
+    """Compute what the store lacks for ``groups``, shared out over the ranks. All ranks must call it.
+
+    What is done is kept every minute, so that a pass that was cut off goes on from there.
+
+    Args:
+        store: to be filled.
+        groups: all groups of the run, the same on every rank.
+        load: gives the reference model; not called when nothing is missing.
+        token_budget: per micro-batch.
+        advance: told how many groups this rank has done since the last time.
+    """
+    with store.lock() if rank() == 0 else nullcontext():
+        store.refresh()
+        missing: list[int] = from_first(store.missing(groups))
+        if missing:
+            policy = load()
+            policy.eval()
+            for start in range(0, len(missing), _GROUPS_PER_CHUNK * world_size()):
+                mine = missing[start : start + _GROUPS_PER_CHUNK * world_size()][rank() :: world_size()]
+                _compute(store, [groups[index] for index in mine], policy, token_budget, advance)
+        wait_for_all()
+    store.refresh()
+    total = sum(len(answer) for group in groups for answer in group.answers)
+    computed = sum(len(answer) for index in missing for answer in groups[index].answers)
+    return ReferenceCounts(tokens_computed=computed, tokens_read=max(0, total - computed))
+
+
+def _check_finite(groups: Sequence[Group], logps: Sequence[Sequence[Logps]]) -> None:
+    for group, answers in zip(groups, logps, strict=True):
+        if not all(np.isfinite(tokens).all() for tokens in answers):
+            raise NumericsError(
+                f"{group.source}: the reference's log-probs are not finite: look at its weights, or try "
+                "train.precision=fp32"
+            )
+
+
+def _compute(
+    store: ReferenceStore,
+    groups: Sequence[Group],
+    policy: Policy,
+    token_budget: int,
+    advance: Callable[[int], None],
+) -> None:
+    """One portion of a rank's groups."""
+    done: list[Group] = []
+    logps: list[list[Logps]] = []
+    last_kept = time.monotonic()
+    lengths = [flat_length(group, share=policy.groups) for group in groups]
+    try:
+        for members in pack(range(len(groups)), lengths, token_budget, padded=not policy.groups):
+            batch = [groups[index] for index in members]
+            found = score(policy, batch, share=policy.groups)
+            _check_finite(batch, found)
+            logps += found
+            done += batch
+            advance(len(batch) * world_size())  # the other ranks do about as many
+            if time.monotonic() - last_kept > _SECONDS_PER_CHUNK:
+                store.add(done, logps)
+                done, logps, last_kept = [], [], time.monotonic()
+    finally:  # what a signal cuts off is not lost
+        store.add(done, logps[: len(done)])

@@ -1,0 +1,84 @@
+"""What a reference's numbers depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from transformers import AutoConfig
+from transformers.utils import cached_file
+
+
+def reference_identity(
+    path: str, revision: str | None, *, precision: str, groups: bool, vocabulary: int, cache: Path
+) -> dict[str, Any]:
+    """The identity of a reference model for the store.
+
+    Args:
+        path: hub id or folder.
+        revision: of the hub repository.
+        precision: it is scored in.
+        groups: the attention path.
+        vocabulary: the tokenizer's length; rows that the embedding lacks for it are made by a fixed rule.
+        cache: folder where hashes of weight files are remembered.
+    """
+    rows = AutoConfig.from_pretrained(path, revision=revision).get_text_config().vocab_size
+    return {
+        "files": reference_files(path, revision, cache),
+        "precision": precision,
+        "attention": "groups" if groups else "plain",
+        "added_rows": max(0, vocabulary - rows),
+    }
+
+
+def reference_files(path: str, revision: str | None, cache: Path) -> dict[str, str]:
+    """SHA-256 of a model's configuration and weight files, by name; the arguments are ``reference_identity``'s."""
+    files = [model_file(path, revision, "config.json"), *weight_files(path, revision)]
+    return {file.name: file_hash(file, cache) for file in files}
+
+
+def weight_files(path: str, revision: str | None) -> list[Path]:
+    """A model's safetensors files, in the folder or in the hub's cache."""
+    if Path(path).is_dir():
+        return sorted(Path(path).glob("*.safetensors"))
+    index = cached_file(
+        path, "model.safetensors.index.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    )
+    if index is None:
+        return [model_file(path, revision, "model.safetensors")]
+    names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    return [model_file(path, revision, name) for name in names]
+
+
+def model_file(path: str, revision: str | None, name: str) -> Path:
+    """One file of a model, where it lies on this machine."""
+    return Path(path, name) if Path(path).is_dir() else Path(str(cached_file(path, name, revision=revision)))
+
+
+def file_hash(file: Path, cache: Path) -> str:
+    """SHA-256 of a file, remembered by what the file system says of it, so that a 70B is not read at every start."""
+    stat = file.resolve().stat()
+    identity = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+    memory = cache / "file-hashes.json"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(memory.with_suffix(".lock")):
+        known = _read(memory)
+        if identity not in known:
+            with file.open("rb") as stream:
+                known[identity] = hashlib.file_digest(stream, "sha256").hexdigest()
+            partial = memory.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(known), encoding="utf-8")
+            partial.replace(memory)
+        return known[identity]
+
+
+def _read(memory: Path) -> dict[str, str]:
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # it only saves time: start over
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -1,0 +1,151 @@
+"""Token log-probs of answers under one reference, on disk, found by content.
+
+A store belongs to a reference: its folder's name is the hash of what fixes the numbers (weights, precision,
+attention path), and ``reference.json`` says so in clear. Inside, every answer is found by the hash of its prompt's and
+its own token ids, so one pass serves every loss, batch size and run over the same rows, and new rows add only
+themselves. Files are content-addressed chunks: complete when they carry their final name, and wrong if their bytes
+don't hash to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from dpo_cli.data.types import Group, Tokens
+from dpo_cli.errors import DpoError, StorageError
+
+Logps = NDArray[np.float32]
+
+
+class MissingReference(DpoError):
+    """A log-prob that the store was asked for is not in it."""
+
+
+def answer_key(prompt_ids: Tokens, answer: Tokens) -> bytes:
+    """16 bytes that stand for a prompt and an answer to it."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(len(prompt_ids).to_bytes(4, "little"))
+    digest.update(np.ascontiguousarray(prompt_ids, dtype="<i4").tobytes())
+    digest.update(np.ascontiguousarray(answer, dtype="<i4").tobytes())
+    return digest.digest()
+
+
+class ReferenceStore:
+    """The log-probs of one reference."""
+
+    def __init__(self, root: Path, identity: Mapping[str, Any]) -> None:
+        """
+        Args:
+            root: folder of all stores.
+            identity: what the numbers depend on; JSON values.
+
+        Raises:
+            StorageError: if a file in the store is damaged.
+        """
+        text = json.dumps(identity, sort_keys=True)
+        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:24]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        description = self.folder / "reference.json"
+        if not description.exists():
+            _write(description, json.dumps(dict(identity), indent=2, sort_keys=True).encode())
+        self._logps: dict[bytes, Logps] = {}
+        self._read: set[str] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read chunks that were added since, by this process or another."""
+        for path in sorted(self.folder.glob("chunk-*.safetensors")):
+            if path.name not in self._read:
+                self._logps.update(_read_chunk(path))
+                self._read.add(path.name)
+
+    def missing(self, groups: Sequence[Group]) -> list[int]:
+        """Indices of the groups that have an answer which is not here; of equal groups the first."""
+        found: dict[bytes, int] = {}
+        for index, group in enumerate(groups):
+            for answer in group.answers:
+                key = answer_key(group.prompt_ids, answer)
+                if key not in self._logps:
+                    found.setdefault(key, index)
+        return sorted(set(found.values()))
+
+    def add(self, groups: Iterable[Group], logps: Iterable[Sequence[Logps]]) -> None:
+        """Keep the token log-probs of each group's answers: one new chunk, complete or not there at all.
+
+        Raises:
+            ValueError: if a number is not finite or there is one too few: nothing is kept.
+        """
+        entries: dict[bytes, Logps] = {}
+        for group, values in zip(groups, logps, strict=True):
+            for answer, tokens in zip(group.answers, values, strict=True):
+                if len(tokens) != len(answer) or not np.isfinite(tokens).all():
+                    raise ValueError(f"{group.source}: its reference log-probs are not one finite number per token")
+                entries[answer_key(group.prompt_ids, answer)] = np.asarray(tokens, dtype=np.float32)
+        if not entries:
+            return
+        data = safetensors.numpy.save(
+            {
+                "keys": np.frombuffer(b"".join(entries), dtype=np.uint8).reshape(-1, 16),
+                "ends": np.cumsum([len(tokens) for tokens in entries.values()]),
+                "logps": np.concatenate(list(entries.values())),
+            }
+        )
+        path = self.folder / f"chunk-{hashlib.sha256(data).hexdigest()}.safetensors"
+        _write(path, data)
+        self._logps.update(entries)
+        self._read.add(path.name)
+
+    def lookup(self, groups: Sequence[Group]) -> Logps:
+        """Token log-probs of all answers of the groups, end to end: ``[M]``, as ``FlatBatch.answer`` has them.
+
+        Raises:
+            MissingReference: naming the row and the command that computes it.
+        """
+        parts = []
+        for group in groups:
+            for answer in group.answers:
+                logps = self._logps.get(answer_key(group.prompt_ids, answer))
+                if logps is None:
+                    raise MissingReference(
+                        f"{group.source}: no reference log-probs in {self.folder}; "
+                        "compute them with `dpo precompute-ref` and the arguments of this run"
+                    )
+                parts.append(logps)
+        return np.concatenate(parts)
+
+    def lock(self) -> FileLock:
+        """Held while missing log-probs are computed, so that two runs don't do the same work at once."""
+        return FileLock(self.folder / "computing.lock")
+
+
+def _read_chunk(path: Path) -> dict[bytes, Logps]:
+    data = path.read_bytes()
+    if path.name != f"chunk-{hashlib.sha256(data).hexdigest()}.safetensors":
+        raise StorageError(f"{path} is damaged: its bytes don't match the hash in its name; delete it and run again")
+    tensors = safetensors.numpy.load(data)
+    ends = tensors["ends"]
+    parts = np.split(tensors["logps"], ends[:-1])
+    return {key.tobytes(): part for key, part in zip(tensors["keys"], parts, strict=True)}
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All of a file or none of it, whatever happens."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

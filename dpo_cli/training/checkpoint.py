@@ -1,0 +1,185 @@
+"""Checkpoints: float32 weights and optimizer moments by parameter name, and what the loop was doing.
+
+A checkpoint is a folder ``checkpoints/step-<n>``. It is written beside its final name, synced, and renamed, and its
+``manifest.json`` has the hash of every file: a folder that is there under its name is complete, and one whose bytes
+have changed since is known. Nothing in it is pickled, and nothing depends on the ZeRO stage or the number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dpo_cli.errors import CheckpointError
+
+_FORMAT = 1
+_FILES = ("moments.safetensors", "state.json", "weights.safetensors")
+
+
+@dataclass
+class TrainingState:
+    """What the loop needs to go on, besides weights and moments."""
+
+    step: int
+    """Updates done."""
+    data: str
+    """Fingerprint of the training groups."""
+    settings: dict[str, Any]
+    """What the updates depend on; a run goes on only under the same."""
+    wandb_id: str | None = None
+    best: dict[str, Any] = field(default_factory=dict)
+    """The best evaluation so far: ``{"step": n, "value": x}``, or empty."""
+    pending: list[float] = field(default_factory=list)
+    """Sums of metrics over the updates since the last line of them, over all ranks."""
+    format: int = _FORMAT
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A valid checkpoint on disk."""
+
+    folder: Path
+    state: TrainingState
+
+    def weights(self) -> dict[str, Tensor]:
+        """By parameter name."""
+        return safetensors.torch.load_file(self.folder / "weights.safetensors")
+
+    def moments(self) -> dict[str, Tensor]:
+        """By ``<parameter>/<moment>``."""
+        return safetensors.torch.load_file(self.folder / "moments.safetensors")
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    """Where a step's checkpoint lies."""
+    return checkpoints / f"step-{step}"
+
+
+def write(
+    checkpoints: Path,
+    state: TrainingState,
+    weights: Iterable[tuple[str, Tensor]],
+    moments: Iterable[tuple[str, Tensor]],
+    *,
+    first: bool,
+) -> Path:
+    """Write a checkpoint. All ranks must call it, as getting at the tensors is a collective; only the first writes.
+
+    Raises:
+        OSError: if it can't be written; nothing is left under the final name.
+    """
+    final = folder_of(checkpoints, state.step)
+    partial = checkpoints / f".partial-step-{state.step}"
+    replaced = checkpoints / f".replaced-step-{state.step}"
+    if first:
+        for leftover in (partial, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
+    try:
+        for name, tensors in (("weights", weights), ("moments", moments)):
+            kept = {key: tensor.contiguous() for key, tensor in tensors if first}
+            if first:
+                _save(kept, partial / f"{name}.safetensors")
+        if first:
+            (partial / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+            files = {path.name: _hash(path) for path in sorted(partial.iterdir())}
+            (partial / "manifest.json").write_text(json.dumps(files, indent=2), encoding="utf-8")
+            for path in [*partial.iterdir(), partial]:
+                _sync(path)
+            if final.exists():  # from before the run was cut off; kept until the new one is in its place
+                final.rename(replaced)
+            partial.rename(final)
+            _sync(checkpoints)
+            shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return final
+
+
+def clean_up(checkpoints: Path, *, keep_last: int, best_step: int | None, newest: int | None = None) -> None:
+    """Delete all checkpoints but the newest ``keep_last`` and the best.
+
+    Args:
+        checkpoints: their folder.
+        keep_last: how many.
+        best_step: of the best, if there is one.
+        newest: the step just saved. Later ones don't count: a run that went on before them found them broken.
+    """
+    steps = [step for step in _steps(checkpoints) if newest is None or step <= newest]
+    for step in steps[:-keep_last]:
+        if step != best_step:
+            shutil.rmtree(folder_of(checkpoints, step))
+
+
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in ``folder``.
+
+    Raises:
+        CheckpointError: if it is incomplete or damaged.
+    """
+    try:
+        files: Mapping[str, str] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        for name in sorted({*_FILES, *files}):
+            if _hash(folder / name) != files[name]:
+                raise CheckpointError(f"{folder}: {name} has changed since it was written")
+        state = TrainingState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder} is not a complete checkpoint ({error})") from None
+    if state.format != _FORMAT:
+        raise CheckpointError(f"{folder} has format {state.format}; this version reads {_FORMAT}")
+    return Checkpoint(folder, state)
+
+
+def find(where: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest valid checkpoint of a folder, and what is wrong with newer ones.
+
+    Args:
+        where: a checkpoint, a run folder, or its ``checkpoints``.
+    """
+    if (where / "manifest.json").is_file():
+        return read(where), []
+    checkpoints = where / "checkpoints" if (where / "checkpoints").is_dir() else where
+    problems: list[str] = []
+    for step in reversed(_steps(checkpoints)):
+        try:
+            return read(folder_of(checkpoints, step)), problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        safetensors.torch.save_file(tensors, path)
+    except SafetensorError as error:  # a full disk, say
+        raise OSError(str(error)) from None
+
+
+def _steps(checkpoints: Path) -> list[int]:
+    names = [path.name for path in checkpoints.glob("step-*")] if checkpoints.is_dir() else []
+    return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,104 @@
+"""The trained model as a plain Hugging Face folder, complete or not there, and proven readable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
+
+from dpo_cli.errors import StorageError
+
+
+def export(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: Iterable[tuple[str, Tensor]],
+    *,
+    dropout: Mapping[str, float],
+    card: str,
+    ends: Sequence[int],
+    first: bool,
+) -> None:
+    """Write the model in float32. All ranks must call it, as ``weights`` is a collective; only the first writes.
+
+    float32, because rounding to bfloat16 undoes much of an update at DPO's learning rates.
+
+    Args:
+        folder: to be made; a complete one that is there is replaced.
+        model: gives configuration and names; its own weights are not read.
+        tokenizer: saved with its chat template.
+        weights: every parameter by its name in ``model``.
+        dropout: values of the configuration to put back.
+        card: text of README.md.
+        ends: tokens that end an answer, at which generation is to stop.
+        first: whether this is the first rank.
+
+    Raises:
+        StorageError: if what was written is not what was meant.
+    """
+    state = {name: tensor.contiguous() for name, tensor in weights if first}
+    if not first:
+        return
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    during = {name: getattr(model.config, name) for name in dropout}
+    for name, value in dropout.items():
+        setattr(model.config, name, value)
+    try:
+        _stop_at(model, ends)
+        model.save_pretrained(partial, state_dict=dict(state), max_shard_size="5GB")
+        tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        # On disk some families' parameters have other names and cuts than in memory (experts, above all).
+        verify(partial, revert_weight_conversion(model, dict(state)))
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"{folder} could not be written ({reason}); checkpoints are as they were") from None
+    finally:
+        for name, value in during.items():
+            setattr(model.config, name, value)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _stop_at(model: PreTrainedModel, ends: Sequence[int]) -> None:
+    """Let generation stop where the answers that were trained on end, also if only a chat template brought it."""
+    config = model.generation_config
+    if config is None:
+        return
+    before = config.eos_token_id
+    known = before if isinstance(before, list) else [] if before is None else [before]
+    if new := [token for token in ends if token not in known]:
+        config.eos_token_id = [*known, *new]
+
+
+def verify(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Read the weights back and compare.
+
+    Raises:
+        StorageError: if a parameter is missing, empty, not finite or different.
+    """
+    found: set[str] = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                if name not in state:
+                    continue  # a tied copy
+                tensor = tensors.get_tensor(name)
+                if tensor.numel() == 0 or not torch.equal(tensor, state[name]) or not torch.isfinite(tensor).all():
+                    raise StorageError(f"{file}: {name} is not what was trained; the disk or a library is at fault")
+                found.add(name)
+    if missing := sorted(state.keys() - found):
+        raise StorageError(f"{folder} lacks {len(missing)} parameters, {missing[0]} first")
+    json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -1,0 +1,125 @@
+"""Checks and signals that keep a run from training on garbage or losing its work."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+
+from dpo_cli.data.collate import collate
+from dpo_cli.data.types import Group
+from dpo_cli.distributed import device
+from dpo_cli.engine.engine import Engine
+from dpo_cli.errors import NumericsError, Preempted
+from dpo_cli.losses import AnswerLogps, Preferences
+from dpo_cli.training.step import Objective
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Whether a signal has asked for the run to end."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._patient = False
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, a signal only sets ``requested``, for somebody who looks at it and has something to save."""
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:  # somebody is in a hurry
+            raise KeyboardInterrupt
+        self.requested = True
+        if not self._patient:
+            raise Preempted("stopped by a signal before there was anything to save; the same command begins again")
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and SIGINT into an end with exit code 75: at once, or inside ``waiting`` when the state is saved.
+
+    A second signal ends at once in any case.
+    """
+    request = StopRequest()
+    before = {number: signal.signal(number, request._handle) for number in _SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def zero_margin_gap(engine: Engine, groups: Sequence[Group], objective: Objective) -> tuple[float, float]:
+    """How far the loss is from its value at policy = reference, and how far rounding alone may take it.
+
+    All ranks must call it, with the same groups.
+
+    Args:
+        engine: around the policy.
+        groups: a few; each is one forward pass.
+        objective: the loss and the reference.
+
+    Returns:
+        The gap of the mean loss, and the gap that log-ratios as noisy as the policy's own log-probs can make: those
+        are computed in two different batches, one group at a time (twice over) and all together.
+    """
+    together = collate(groups, share=objective.share)
+    preferences = Preferences.of(together.winners, together.losers, device())
+    with torch.no_grad():
+        reference = objective.reference(together).to(device())
+        logps = AnswerLogps.of(engine(together), reference, together.answer_tokens, together.answer)
+        zero = AnswerLogps(reference, reference, logps.answer, logps.count)
+        own_value = objective.loss(zero, preferences)
+        gap = float((objective.loss(logps, preferences).double() - own_value.double()).mean())
+        # Alone, and twice: a single group alone would be the batch it is compared with.
+        batches = [collate([group, group], share=objective.share) for group in groups]
+        halves = [torch.from_numpy(batch.answer_tokens[: len(batch.answer_tokens) // 2]) for batch in batches]
+        alone = torch.cat([engine(batch)[half.to(device())] for batch, half in zip(batches, halves, strict=True)])
+        noisy = AnswerLogps(reference + (alone - logps.policy), reference, logps.answer, logps.count)
+        noise = float((objective.loss(noisy, preferences).double() - own_value.double()).abs().max())
+    return gap, noise
+
+
+def check_finite(engine: Engine, groups: Sequence[Group], objective: Objective) -> None:
+    """Refuse a model whose log-probs went bad in the last update, which no later loss would show.
+
+    All ranks must call it, with the same groups.
+
+    Raises:
+        NumericsError: naming the rows looked at.
+    """
+    with torch.no_grad():
+        logps = engine(collate(groups, share=objective.share))
+    if not bool(torch.isfinite(logps).all()):
+        rows = "; ".join(group.source for group in groups)
+        raise NumericsError(
+            f"after the last update log-probs are not finite, among them those of {rows}: the model is spoilt, and not "
+            "written to final/. Lower optim.lr, or look at the rows of the last updates"
+        )
+
+
+def check_zero_margin(gap: float, noise: float, *, must_be_zero: bool) -> str:
+    """A line for the user about what ``zero_margin_gap`` found.
+
+    Raises:
+        NumericsError: if the policy should be the reference and its loss says otherwise.
+    """
+    allowed = max(1e-6, 4 * noise)
+    if must_be_zero and not abs(gap) <= allowed:
+        raise NumericsError(
+            f"before training the policy is the reference, but the loss is {gap:+.2e} off its value at zero margin "
+            f"(allowed: {allowed:.1e}): the two are not computed alike. Remove the reference's log-probs to have them "
+            "computed again, or try model.attention=plain; if that does not help it is a bug"
+        )
+    why = "policy = reference" if must_be_zero else "the policy is not the reference"
+    return f"loss at the start: {gap:+.1e} from its value at zero margin ({why})"

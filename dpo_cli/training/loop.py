@@ -1,0 +1,140 @@
+"""The training loop: updates, and once in a while metrics, an evaluation, a checkpoint."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from dpo_cli.data.plan import Plan
+from dpo_cli.distributed import device, largest, sums, world_size
+from dpo_cli.engine.engine import Engine
+from dpo_cli.losses import Sums
+from dpo_cli.training.step import Objective, train_step
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """How many updates lie between two of each; None = none but those the loop always makes."""
+
+    log: int
+    evaluate: int | None
+    save: int | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each group costs, for the speed metrics."""
+
+    tokens: list[int]
+    """Run through the model."""
+    flops: list[float]
+    """Necessary floating-point operations of forward and backward."""
+    peak: float | None
+    """What one rank's device can do per second; None = unknown."""
+
+
+class Hooks(Protocol):
+    """What the loop calls, on all ranks."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def evaluate(self, step: int) -> None: ...
+
+    def save(self, step: int) -> None: ...
+
+    def honour_stop(self, step: int, *, saved: bool) -> None: ...
+
+
+@dataclass
+class Window:
+    """What happened since the last line of metrics."""
+
+    sums: Sums = field(default_factory=Sums)
+    seconds: float = 0.0
+    pairs: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.sums, self.seconds, self.pairs, self.tokens, self.flops = Sums(), 0.0, 0, 0, 0.0
+
+
+def fit(
+    engine: Engine,
+    plan: Plan,
+    objective: Objective,
+    rate: Callable[[int], float],
+    hooks: Hooks,
+    *,
+    start: int,
+    rhythm: Rhythm,
+    work: Work,
+    window: Window | None = None,
+) -> None:
+    """Run the plan's updates from ``start`` on. All ranks must call it.
+
+    The state after update n is the same whether the run was stopped before or not: everything an update depends on
+    is the plan, the weights and the moments.
+
+    Args:
+        engine: around the policy.
+        plan: every update of the run.
+        objective: the loss and the rows.
+        rate: learning rate of an update, by its index.
+        hooks: for what happens between updates.
+        start: updates already done.
+        rhythm: when the hooks are called. Nothing is evaluated or saved after the last update: what follows the
+            loop does that.
+        work: costs, for the speed metrics.
+        window: what happened since the last line of metrics, kept up to date for checkpoints: a line is the same
+            whether the run was stopped before it or not.
+
+    Raises:
+        Preempted: from the hooks, if a stop was requested; the state was saved.
+        NumericsError: if the numbers went bad.
+    """
+    window = window or Window()
+    for index in range(start, len(plan)):
+        step, lr = plan[index], rate(index)
+        began = time.perf_counter()
+        norm = train_step(engine, step, objective, lr, window.sums)
+        window.seconds += time.perf_counter() - began
+        window.pairs += step.comparisons
+        window.tokens += sum(work.tokens[group] for group in step.groups)
+        window.flops += sum(work.flops[group] for group in step.groups)
+        done = index + 1
+        last = done == len(plan)
+        if done % rhythm.log == 0 or last:
+            progress = {"grad_norm": norm, "lr": lr, "epoch": step.epoch}
+            hooks.log(done, {**window.sums.means(sums), **progress, **_speed(window, work), **memory()})
+            window.clear()
+        if rhythm.evaluate and done % rhythm.evaluate == 0 and not last:
+            hooks.evaluate(done)
+        saved = bool(rhythm.save and done % rhythm.save == 0 and not last)
+        if saved:
+            hooks.save(done)
+        hooks.honour_stop(done, saved=saved)
+
+
+def memory() -> dict[str, float]:
+    """Peak memory so far in GiB, the largest of all ranks: of the process, and of the GPU where there is one."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    peaks = {"memory/rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    if device().type == "cuda":
+        peaks["memory/gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return dict(zip(peaks, largest(list(peaks.values())), strict=True))
+
+
+def _speed(window: Window, work: Work) -> dict[str, float]:
+    seconds = max(window.seconds, 1e-9)
+    metrics = {"pairs_per_second": window.pairs / seconds, "tokens_per_second": window.tokens / seconds}
+    if work.peak is not None:
+        metrics["mfu"] = window.flops / (seconds * work.peak * world_size())
+    return metrics

@@ -1,0 +1,149 @@
+"""The engine on real processes against a plain AdamW loop on one, at every ZeRO stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import training_case as case
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dpo_cli.training.checkpoint import folder_of, read
+
+UPDATES = len(case.RATES)
+STOP = 2
+"""Updates after which a run is cut off and gone on with elsewhere."""
+
+
+def run(out: Path, stage: int, world: int, clip: float | None, start: Path | None = None) -> Path:
+    """A run, or the rest of the one in ``start``, by ``world`` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out.mkdir()
+    arguments = json.dumps([stage, clip, start and str(start), STOP if start else 0, str(out)])
+    environment = os.environ | {
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+    }
+    command = [sys.executable, str(Path(__file__).with_name("engine_worker.py")), arguments]
+    ranks = []
+    for rank in range(world):
+        with (out / f"log-{rank}").open("w") as log:
+            own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=240) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert codes == [0] * world, "\n".join((out / f"log-{rank}").read_text()[-3000:] for rank in range(world))
+    return out
+
+
+@cache
+def plain(clip: float | None) -> case.Plain:
+    return case.Plain(clip)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Uninterrupted runs, each done once."""
+    return cache(lambda stage, world, clip: run(tmp_path_factory.mktemp("engine") / "whole", stage, world, clip))
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-6) -> None:
+    """Every tensor, relative to its own largest entry."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == torch.float32
+        difference = float((found[name] - tensor).abs().max() / tensor.abs().max())
+        assert difference <= tolerance, name
+
+
+def check(folder: Path, world: int, clip: float | None, first: int = 0) -> None:
+    expected = plain(clip)
+    for rank in range(world):
+        norms = json.loads((folder / f"norms-{rank}.json").read_text())
+        assert norms == pytest.approx(expected.norms[first:], rel=2e-6)
+        assert_close(load_file(folder / f"gathered-{rank}.safetensors"), expected.weights[UPDATES])
+    for updates in range(first + 1, UPDATES + 1):
+        found = read(folder_of(folder, updates))
+        assert_close(found.weights(), expected.weights[updates])
+        assert_close(found.moments(), expected.moments[updates], 2e-6)
+
+
+RUNS = [
+    (0, 1, case.CLIP),
+    (2, 1, case.CLIP),
+    (2, 2, case.CLIP),
+    (3, 2, case.CLIP),
+    *(
+        pytest.param(stage, world, clip, marks=pytest.mark.slow)
+        for stage, world, clip in [
+            (0, 2, case.CLIP),
+            (1, 1, case.CLIP),
+            (1, 2, case.CLIP),
+            (3, 1, case.CLIP),
+            (0, 1, None),
+            (2, 2, None),
+            (3, 1, None),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("stage", "world", "clip"), RUNS)
+def test_any_stage_and_split_follows_plain_adamw(whole_run, stage: int, world: int, clip: float | None) -> None:
+    check(whole_run(stage, world, clip), world, clip)
+
+
+def test_the_plain_run_is_a_demanding_one() -> None:
+    """Clipping bites in every update, and without it the run is another one."""
+    assert min(plain(case.CLIP).norms) > 2 * case.CLIP
+    moved = plain(case.CLIP).weights[UPDATES]["model.model.embed_tokens.weight"]
+    assert not torch.allclose(moved, plain(None).weights[UPDATES]["model.model.embed_tokens.weight"], rtol=1e-4)
+    assert torch.equal(plain(None).weights[0][case.FROZEN], plain(None).weights[UPDATES][case.FROZEN])
+
+
+MOVES = [
+    ((3, 2), (2, 1)),
+    ((0, 1), (3, 2)),
+    *(
+        pytest.param(before, after, marks=pytest.mark.slow)
+        for before, after in [
+            ((2, 2), (0, 1)),
+            ((2, 2), (1, 2)),
+            ((0, 1), (1, 1)),
+            ((0, 1), (2, 2)),
+            ((3, 2), (3, 1)),
+            ((3, 2), (0, 2)),
+            ((0, 1), (3, 3)),  # sizes that are no multiple of the ranks
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), MOVES)
+def test_a_run_goes_on_at_another_stage_and_world_size(whole_run, tmp_path: Path, before, after) -> None:
+    source = whole_run(*before, case.CLIP)
+    rest = run(tmp_path / "rest", *after, case.CLIP, start=source)
+    check(rest, after[1], case.CLIP, first=STOP)
+    # What was put in comes out again, to the bit.
+    put, got = read(folder_of(source, STOP)), read(folder_of(rest / "set", STOP))
+    for before_, after_ in ((put.weights(), got.weights()), (put.moments(), got.moments())):
+        assert before_.keys() == after_.keys()
+        assert all(torch.equal(before_[key], after_[key]) for key in before_)

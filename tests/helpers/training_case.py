@@ -1,0 +1,121 @@
+"""One small training run, done the plain way: the whole global batch at once, torch's own AdamW, one process.
+
+What an engine does with the same run, in any number of ranks and micro-batches, is compared with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2Config
+
+from dpo_cli.data.collate import collate
+from dpo_cli.data.types import Group
+from dpo_cli.losses import AnswerLogps, Preferences, get_loss
+from dpo_cli.model.attention import GROUP_ATTENTION
+from dpo_cli.model.policy import Policy
+from helpers.families import VOCABULARY, build
+
+# Large eps: where a gradient is nothing but rounding, Adam would otherwise blow it up to a full step.
+ADAMW = {"betas": (0.8, 0.95), "eps": 1e-4}
+WEIGHT_DECAY = 0.1
+CLIP = 0.3
+"""Far below every norm of the run, so that clipping always bites."""
+RATES = [1e-3, 2e-3, 5e-4, 1e-3]
+"""Learning rate of each update."""
+DEEPSPEED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+"""Or stage 3 would leave parameters as small as these whole on every rank."""
+FROZEN = "model.model.norm.weight"
+
+# Group indices of one update: [world size][rank][micro-batch]. Unequal in size and weight; the last is a filler.
+SPLITS: dict[int, list[list[list[int]]]] = {
+    1: [[[0, 1, 2], [3], [4, 5]]],
+    2: [[[0], [1, 2]], [[3, 4, 5], []]],
+    3: [[[0], [1]], [[2, 3], []], [[4, 5], []]],
+}
+
+
+def policy() -> Policy:
+    """Tied embeddings, biases, norms and a frozen parameter: everything that a ZeRO stage may trip over."""
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    result = Policy(build(config, GROUP_ATTENTION, torch.float32), precision="fp32", groups=True)
+    dict(result.named_parameters())[FROZEN].requires_grad_(False)
+    return result
+
+
+def groups_of(update: int) -> list[Group]:
+    """Six groups with one to three comparisons each."""
+    random = np.random.default_rng(update)
+
+    def tokens(low: int, high: int) -> Any:
+        return random.integers(2, VOCABULARY, random.integers(low, high), dtype=np.int32)
+
+    pairs = [((0, 1),), ((1, 0),), ((0, 1), (0, 2), (1, 2)), ((1, 0),), ((0, 1), (2, 1)), ((0, 1),)]
+    return [
+        Group(tokens(1, 9), tuple(tokens(2, 12) for _ in range(1 + max(max(pair) for pair in some))), some, str(index))
+        for index, some in enumerate(pairs)
+    ]
+
+
+def loss_of(module: Any, groups: list[Group], comparisons: int) -> Tensor:
+    """The groups' part of the loss: the sum over their comparisons, each weighing one over ``comparisons``."""
+    batch = collate(groups)
+    logps = AnswerLogps.of(module(batch), torch.full([len(batch.answer)], -4.0), batch.answer_tokens, batch.answer)
+    preferences = Preferences.of(batch.winners, batch.losers, torch.device("cpu"))
+    return get_loss("dpo", beta=0.3)(logps, preferences).sum() / comparisons
+
+
+def comparisons_of(groups: list[Group]) -> int:
+    return sum(group.comparisons for group in groups)
+
+
+class Plain:
+    """The run after each update: ``weights[n]``, ``moments[n]`` after n updates, ``norms[n]`` of update n."""
+
+    def __init__(self, clip: float | None) -> None:
+        module = policy()
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        matrices = [p for p in trained.values() if p.ndim >= 2]
+        others = [p for p in trained.values() if p.ndim < 2]
+        optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], **ADAMW
+        )
+        self.weights = [_copy(dict(module.named_parameters()))]
+        self.moments: list[dict[str, Tensor]] = [{}]
+        self.norms: list[float] = []
+        for update, lr in enumerate(RATES):
+            groups = groups_of(update)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss_of(module, groups, comparisons_of(groups)).backward()
+            limit = float("inf") if clip is None else clip
+            self.norms.append(float(nn.utils.clip_grad_norm_(trained.values(), limit)))
+            optimizer.step()
+            optimizer.zero_grad()
+            self.weights.append(_copy(dict(module.named_parameters())))
+            self.moments.append(
+                _copy(
+                    {
+                        f"{name}/{moment}": optimizer.state[p][moment]
+                        for name, p in trained.items()
+                        for moment in ("exp_avg", "exp_avg_sq")
+                    }
+                )
+            )
+
+
+def _copy(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}

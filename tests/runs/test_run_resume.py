@@ -1,0 +1,365 @@
+"""Runs that are cut off and gone on with are the run that was not, to the bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.runs import (
+    EPOCH,
+    TIMING,
+    Place,
+    assert_identical_runs,
+    assert_same_bits,
+    assert_same_curve,
+    distance,
+    metrics,
+    record,
+    saved,
+    snapshot,
+    steps,
+    updates,
+    weights,
+)
+from safetensors.torch import load_file, save_file
+
+RESUME = {"resume": "auto"}
+KILL = {"signal": "SIGKILL", "to": "self"}
+
+
+def kill(place: Place, run_dir: Path, update: int, micro: int, changes: dict[str, object] | None = None) -> None:
+    """A run that is killed in the n-th update it makes."""
+    ended = place.try_run(run_dir, {**RESUME, **(changes or {})}, fault={"update": update, "micro": micro, **KILL})
+    assert ended.code == -9, ended.err
+    assert record(run_dir)["status"] == "running"
+    assert not (run_dir / "final").exists()
+
+
+def test_killed_again_and_again_it_is_still_the_same_run(place: Place, whole: Path, tmp_path: Path) -> None:
+    """Killed between two micro-batches before there is any checkpoint; at the end of an epoch, just saved; between two
+    micro-batches in the middle of the second epoch; each time going on by the same command."""
+    run_dir = tmp_path / "run"
+    kill(place, run_dir, update=2, micro=2)
+    assert [line["step"] for line in metrics(run_dir)] == [0, 1]
+    kill(place, run_dir, update=EPOCH + 1, micro=0)
+    assert [line["step"] for line in updates(run_dir)] == [1, 2, 3, 4]
+    assert steps(run_dir) == [2, 4]
+    kill(place, run_dir, update=4, micro=2)  # of those it makes: 8 of the run
+    assert [line["step"] for line in updates(run_dir)] == [1, 2, 3, 4, 5, 6, 7]
+    assert steps(run_dir) == [4, 6]
+    assert_identical_runs(place.run(run_dir, RESUME), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("update", "micro"), [(4, 2), (6, 1), (9, 0), (12, 2)])
+def test_killed_anywhere_it_is_the_same_run(place: Place, whole: Path, tmp_path: Path, update: int, micro: int) -> None:
+    run_dir = tmp_path / "run"
+    kill(place, run_dir, update, micro)
+    assert_identical_runs(place.run(run_dir, RESUME), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sync", [9, 11, 12])
+def test_killed_while_saving_it_goes_on_from_the_one_before(
+    place: Place, whole: Path, tmp_path: Path, sync: int
+) -> None:
+    """In the middle of the second checkpoint, before it gets its name, and right after."""
+    run_dir = tmp_path / "run"
+    ended = place.try_run(run_dir, fault={"sync": sync, **KILL})
+    assert ended.code == -9
+    assert (run_dir / "checkpoints" / "step-4").exists() == (sync == 12)
+    assert_identical_runs(place.run(run_dir, RESUME), whole)
+
+
+@pytest.mark.slow
+def test_lines_of_metrics_rarer_than_checkpoints_are_the_same_too(place: Place, tmp_path: Path) -> None:
+    """A line is the mean of all its updates, also of those before the run was cut off."""
+    rare = {"train.log_every": 3}
+    expected = place.run(tmp_path / "whole", rare)
+    run_dir = tmp_path / "run"
+    kill(place, run_dir, update=6, micro=1, changes=rare)
+    assert_identical_runs(place.run(run_dir, {**rare, **RESUME}), expected)
+
+
+def test_sigterm_ends_a_run_after_its_update_and_it_goes_on(place: Place, whole: Path, stopped: Path, tmp_path) -> None:
+    assert steps(stopped) == [6, 7]
+    assert record(stopped)["status"] == "preempted"
+    assert record(stopped)["exit_code"] == 75
+    assert updates(stopped) == updates(whole)[:7]
+    run_dir = shutil.copytree(stopped, tmp_path / "run")
+    # The newest checkpoint is damaged meanwhile: it is named, and the one before is used.
+    moments = run_dir / "checkpoints" / "step-7" / "moments.safetensors"
+    moments.write_bytes(moments.read_bytes()[:-1] + b"?")
+    ended = place.try_run(run_dir, RESUME)
+    assert ended.code == 0
+    warning, goes_on = (
+        next(line for line in ended.err.splitlines() if word in line) for word in ("skipped", "going on")
+    )
+    assert "step-7" in warning
+    assert "moments.safetensors" in warning
+    assert "step-6" in goes_on
+    assert_identical_runs(run_dir, whole)
+    # A finished run is left as it is.
+    before = snapshot(run_dir)
+    ended = place.try_run(run_dir, RESUME)
+    assert ended.code == 0
+    assert "finished" in ended.out
+    assert snapshot(run_dir) == before
+
+
+@pytest.mark.slow
+def test_sigterm_in_the_first_and_in_the_last_update_and_after_it(place: Place, whole: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    term = {"signal": "SIGTERM", "to": "self"}
+    ended = place.try_run(run_dir, fault={"update": 1, "micro": 0, **term})
+    assert ended.code == 75
+    assert steps(run_dir) == [1]
+    assert [line["step"] for line in metrics(run_dir)] == [0, 1]
+    ended = place.try_run(run_dir, RESUME, fault={"update": 11, "micro": 1, **term})
+    assert ended.code == 75
+    assert [line["step"] for line in metrics(run_dir)][-2:] == [11, 12]
+    ended = place.try_run(run_dir, RESUME, fault={"evaluation": 1, **term})
+    assert ended.code == 75
+    assert steps(run_dir)[-1] == 12
+    assert not (run_dir / "final").exists()
+    place.run(run_dir, RESUME)
+    assert metrics(run_dir) == metrics(whole)
+    assert_same_bits(weights(run_dir), weights(whole))
+    final, expected = (
+        {key: value for key, value in record(run)["final"].items() if key not in TIMING} for run in (run_dir, whole)
+    )
+    assert final == expected
+
+
+TWO: dict[str, object] = {"launch.num_processes": 2, "engine.zero_stage": 2}
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(place: Place) -> Path:
+    return place.run(place.root / "whole-of-two", TWO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_processes_killed_go_on_as_the_same_run(
+    place: Place, whole_of_two: Path, tmp_path: Path, stage: int
+) -> None:
+    """All of them at once, as when a machine goes down."""
+    changes = TWO | {"engine.zero_stage": stage}
+    expected = whole_of_two if stage == 2 else place.run(tmp_path / "whole", changes)
+    run_dir = tmp_path / "run"
+    ended = place.try_run(run_dir, changes, fault={"update": 7, "micro": 1, "signal": "SIGKILL", "to": "group"})
+    assert ended.code == -9
+    assert_identical_runs(place.run(run_dir, {**changes, **RESUME}), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["parent", "self"])
+def test_sigterm_to_any_of_the_processes_stops_all_at_one_update(
+    place: Place, whole_of_two: Path, tmp_path: Path, to: str
+) -> None:
+    run_dir = tmp_path / "run"
+    fault = {"update": 5, "micro": 1, "signal": "SIGTERM", "to": to, "rank": 1}
+    ended = place.try_run(run_dir, TWO, fault=fault)
+    assert ended.code == 75, ended.err
+    assert ended.err.strip().splitlines()[-1].startswith("dpo: stopped by a signal after update 5")
+    assert "Traceback" not in ended.err
+    assert record(run_dir)["status"] == "preempted"
+    assert steps(run_dir) == [4, 5]
+    assert_identical_runs(place.run(run_dir, {**TWO, **RESUME}), whole_of_two)
+
+
+@pytest.mark.slow
+def test_sigterm_while_the_processes_start(place: Place, tmp_path: Path) -> None:
+    """Nothing is there to be saved, and the exit code says that the same command may be given again."""
+    fault = {"import": "torch", "signal": "SIGTERM", "to": "parent"}
+    ended = place.try_run(tmp_path / "run", TWO, fault=fault)
+    assert ended.code == 75, ended.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_dies(place: Place, tmp_path: Path) -> None:
+    """The other ends too, and which one it was is said."""
+    fault = {"update": 5, "micro": 1, "rank": 1, **KILL}
+    ended = place.try_run(tmp_path / "run", TWO, fault=fault)
+    assert ended.code == 70
+    assert "rank 1 ended with exit code -9" in ended.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_process_knows_is_what_is_said(place: Place, tmp_path: Path, rank: int) -> None:
+    """Not that the other lost its connection."""
+    ended = place.try_run(tmp_path / "run", TWO, fault={"update": 3, "micro": 1, "signal": "error", "rank": rank})
+    assert ended.code == 2, ended.err
+    assert ended.err.splitlines()[-1] == "dpo: only this rank knows"
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.slow
+def test_no_process_goes_on_without_its_parent(place: Place, tmp_path: Path) -> None:
+    """Or the same command with resume=auto would have two runs write into one folder."""
+    run_dir = tmp_path / "run"
+    fault = {"update": 3, "micro": 1, "signal": "SIGKILL", "to": "parent"}
+    place.try_run(run_dir, TWO, fault=fault)
+    assert not (run_dir / "final").exists()
+    assert len(updates(run_dir)) <= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [((2, 2), (1, 0)), ((1, 0), (2, 3))])
+def test_a_run_goes_on_with_another_number_of_processes(
+    place: Place, whole: Path, tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    first, second = (
+        {"launch.num_processes": processes, "engine.zero_stage": stage} for processes, stage in (before, after)
+    )
+    run_dir = tmp_path / "run"
+    fault = {"update": 7, "micro": 1, "signal": "SIGTERM", "to": "self"}
+    assert place.try_run(run_dir, first, fault=fault).code == 75
+    place.run(run_dir, {**second, **RESUME})
+    assert_same_curve(run_dir, whole, 1e-5)
+    assert distance(saved(run_dir, 10), saved(whole, 10)) <= 1e-5
+
+
+# -- refusals
+
+
+def spoil(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_other_settings_are_refused(place: Place, stopped: Path) -> None:
+    before = snapshot(stopped)
+    ended = place.try_run(stopped, {**RESUME, "loss.beta": 0.2})
+    assert ended.code == 2
+    assert "loss.beta was 0.1, now 0.2" in ended.err.splitlines()[-1]
+    assert snapshot(stopped) == before
+
+
+def test_another_reference_is_refused_and_one_that_has_moved_is_not(
+    place: Place, stopped: Path, tmp_path: Path
+) -> None:
+    moved, changed = tmp_path / "moved", tmp_path / "changed"
+    shutil.copytree(place.model, moved)
+    shutil.copytree(place.model, changed)
+    tensors = load_file(changed / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1e-3
+    save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
+    before = snapshot(stopped)
+    ended = place.try_run(stopped, {**RESUME, "model.path": changed})
+    assert ended.code == 2
+    assert "reference.model.safetensors was" in ended.err.splitlines()[-1]
+    assert snapshot(stopped) == before
+    shutil.copytree(stopped, tmp_path / "run")
+    assert place.try_run(tmp_path / "run", {**RESUME, "model.path": moved}).code == 0
+
+
+def test_other_rows_are_refused(place: Place, stopped: Path, tmp_path: Path) -> None:
+    """One word of one answer is enough."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(place.train.read_text().replace(" so", " no no", 1))
+    before = snapshot(stopped)
+    ended = place.try_run(stopped, {**RESUME, "data.path": rows})
+    assert ended.code == 2
+    assert "data" in ended.err.splitlines()[-1]
+    assert "rows" in ended.err.splitlines()[-1]
+    assert snapshot(stopped) == before
+
+
+def test_a_run_without_any_valid_checkpoint_is_not_begun_anew(place: Place, stopped: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(stopped, tmp_path / "run")
+    spoil(run_dir / "checkpoints" / "step-6" / "weights.safetensors")
+    (run_dir / "checkpoints" / "step-7" / "state.json").unlink()
+    before = snapshot(run_dir)
+    ended = place.try_run(run_dir, RESUME)
+    assert ended.code == 3
+    assert "step-6" in ended.err
+    assert "step-7" in ended.err
+    assert "Traceback" not in ended.err
+    assert snapshot(run_dir) == before
+
+
+@pytest.mark.slow
+def test_a_folder_without_checkpoint_is_nothing_to_go_on_from(place: Place, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for where in (empty, tmp_path / "absent"):
+        ended = place.try_run(tmp_path / "run", {"resume": where})
+        assert ended.code == 3
+        assert str(where) in ended.err.splitlines()[-1]
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_a_checkpoint_in_another_folder(
+    place: Place, whole: Path, stopped: Path, tmp_path: Path
+) -> None:
+    before = snapshot(stopped)
+    run_dir = place.run(tmp_path / "run", {"resume": stopped / "checkpoints" / "step-6"})
+    assert snapshot(stopped) == before
+    assert_same_bits(weights(run_dir), weights(whole))
+    assert metrics(run_dir) == [line for line in metrics(whole) if line["step"] > 6]
+    # But not into a folder that holds another run.
+    before = snapshot(run_dir)
+    ended = place.try_run(run_dir, {"resume": stopped})
+    assert ended.code == 2
+    assert "not empty" in ended.err.splitlines()[-1]
+    assert snapshot(run_dir) == before
+
+
+def test_a_folder_that_holds_something_is_refused(place: Place, stopped: Path) -> None:
+    before = snapshot(stopped)
+    ended = place.try_run(stopped)
+    assert ended.code == 2
+    assert "resume=auto" in ended.err.splitlines()[-1]
+    assert snapshot(stopped) == before
+
+
+@pytest.mark.slow
+def test_what_was_saved_last_is_never_what_is_deleted(place: Place, whole: Path, stopped: Path, tmp_path: Path) -> None:
+    """Three newer checkpoints are broken, and two are to be kept."""
+    run_dir = shutil.copytree(stopped, tmp_path / "run")
+    for step in (7, 10, 11):
+        if step != 7:
+            shutil.copytree(run_dir / "checkpoints" / "step-7", run_dir / "checkpoints" / f"step-{step}")
+    for step in (7, 10, 11):
+        spoil(run_dir / "checkpoints" / f"step-{step}" / "weights.safetensors")
+    ended = place.try_run(run_dir, RESUME, fault={"update": 3, "micro": 1, **KILL})  # 8 is saved, and then it dies
+    assert ended.code == -9
+    assert 8 in steps(run_dir)
+    assert "going on from" in place.try_run(run_dir, RESUME).err
+    assert steps(run_dir) == [8, 10, 11]
+    assert metrics(run_dir) == metrics(whole)
+
+
+# -- the disk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_costs_nothing_that_was_saved(place: Place, whole: Path, tmp_path: Path, processes: int) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.geteuid() or os.system(f"mount -t tmpfs -o size=1200k tmpfs '{small}' 2>/dev/null"):
+        pytest.skip("a small file system can't be mounted here")
+    try:
+        changes = {"launch.num_processes": processes}
+        ended = place.try_run(small / "run", changes)
+        assert ended.code == 74, ended.err
+        assert "Traceback" not in ended.err
+        assert ended.err.strip().splitlines()[-1].startswith("dpo: the checkpoint of update ")
+        assert steps(small / "run") == [2, 4]
+        assert os.system(f"mount -o remount,size=16m '{small}'") == 0
+        place.run(small / "run", {**RESUME, **changes})
+        if processes == 1:
+            assert_identical_runs(small / "run", whole)
+        else:
+            assert_same_curve(small / "run", whole, 1e-5)
+    finally:
+        os.system(f"umount '{small}'")

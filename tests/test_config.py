@@ -1,0 +1,278 @@
+"""The configuration's checks: every wrong key is named, with what was expected, all at once."""
+
+from __future__ import annotations
+
+import copy
+import math
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from dpo_cli.config import EvaluateConfig, TrainConfig, nearest_key, read_config, valid_keys
+from dpo_cli.errors import ConfigError, ExitCode
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SCHEMAS = {"train": TrainConfig, "precompute_ref": TrainConfig, "eval": EvaluateConfig}
+DELETED = "(deleted)"  # by identity; a plain object would have another name in every process
+
+
+@cache
+def _composed(name: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        tree = OmegaConf.to_container(compose(name, ["model.path=a-model", "data.path=rows.jsonl"]), resolve=True)
+    tree.pop("hydra", None)
+    return tree
+
+
+def tree_of(name: str = "train", **changes: Any) -> dict[str, Any]:
+    """The defaults with a model and data, changed by full key (``loss__beta`` for ``loss.beta``)."""
+    tree = copy.deepcopy(_composed(name))
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        section = tree
+        for part in sections:
+            section = section[part]
+        if value is DELETED:
+            del section[last]
+        else:
+            section[last] = value
+    return tree
+
+
+def problems_of(tree: dict[str, Any], name: str = "train", files=()) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        read_config(tree, SCHEMAS[name], files)
+    assert str(error.value) == "\n".join(error.value.problems)
+    assert error.value.exit_code == ExitCode.USAGE
+    return error.value.problems
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_defaults_are_valid_and_the_schema_has_no_key_more(name: str) -> None:
+    config = read_config(tree_of(name), SCHEMAS[name])
+    assert (config.model.path, config.data.path, config.loss.beta) == ("a-model", "rows.jsonl", 0.1)
+
+    def keys(tree: dict[str, Any], prefix: str = "") -> set[str]:
+        found = set()
+        for key, value in tree.items():
+            found.add(prefix + key)
+            if isinstance(value, dict):
+                found |= keys(value, f"{prefix}{key}.")
+        return found
+
+    assert keys(tree_of(name)) == set(valid_keys(SCHEMAS[name]))
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("loss__betta", "loss.beta"),
+        ("loss__Beta", "loss.beta"),
+        ("optim__learning_rate", None),
+        ("optim__weigth_decay", "optim.weight_decay"),
+        ("loss__lr", "optim.lr"),  # right name, wrong section
+        ("batch_size", "train.batch_size"),
+        ("train__max_length", "data.max_length"),
+        ("modle", "model"),
+        ("xyzzy", None),
+    ],
+)
+def test_an_unknown_key_suggests_the_nearest(key: str, nearest: str | None) -> None:
+    (problem,) = problems_of(tree_of(**{key: 1}))
+    dotted = key.replace("__", ".")
+    if nearest is None:
+        assert problem.startswith(f"unknown key {dotted}")
+    else:
+        assert problem == f"unknown key {dotted}; did you mean {nearest}?"
+
+
+def test_the_file_and_line_of_an_unknown_key(tmp_path: Path) -> None:
+    empty, file = tmp_path / "other.yaml", tmp_path / "mine.yaml"
+    empty.write_text("# betta: in a comment\n")
+    file.write_text("# @package _global_\nloss:\n  betta: 0.3\n")
+    assert problems_of(tree_of(loss__betta=0.3), files=[empty, file]) == [
+        f"unknown key loss.betta ({file}, line 3); did you mean loss.beta?"
+    ]
+
+
+def test_the_file_and_line_of_a_wrong_value(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("loss:\n  beta: -0.3\n")
+    assert problems_of(tree_of(loss__beta=-0.3), files=[file]) == [
+        f"loss.beta=-0.3 ({file}, line 2): expected greater than 0"
+    ]
+
+
+NUMBER = "expected number"
+INTEGER = "expected integer"
+FINITE = "expected a finite number"
+WRONG: list[tuple[str, Any, str]] = [
+    # types
+    ("loss.beta", "strong", f"loss.beta='strong': {NUMBER}"),
+    ("loss.beta", True, f"loss.beta=True: {NUMBER}"),
+    ("loss.beta", None, f"loss.beta=None: {NUMBER}"),
+    ("loss.beta", [0.1], f"loss.beta=[0.1]: {NUMBER}"),
+    ("optim.lr", "0.1", f"optim.lr='0.1': {NUMBER}"),
+    ("train.batch_size", 1.5, f"train.batch_size=1.5: {INTEGER}"),
+    ("train.batch_size", True, f"train.batch_size=True: {INTEGER}"),
+    ("train.batch_size", "64", f"train.batch_size='64': {INTEGER}"),
+    ("seed", 1.0, f"seed=1.0: {INTEGER}"),
+    ("model.path", 3, "model.path=3: expected string"),
+    ("engine.deepspeed", None, "engine.deepspeed=None: expected dictionary"),
+    ("optim.betas", [0.9], "optim.betas=[0.9]: expected one item more"),
+    ("optim.betas", [0.9, 0.9, 0.9], "optim.betas=[0.9, 0.9, 0.9]: expected 2 items"),
+    ("optim.betas", 0.9, "optim.betas=0.9: expected tuple"),
+    # choices
+    ("loss.name", "ipo", "loss.name='ipo': expected 'dpo'"),
+    ("engine.zero_stage", 4, "engine.zero_stage=4: expected 0, 1, 2 or 3 or 'auto'"),
+    ("engine.zero_stage", "2", "engine.zero_stage='2': expected 0, 1, 2 or 3 or 'auto'"),
+    ("train.tokens_per_micro_batch", "many", f"train.tokens_per_micro_batch='many': {INTEGER} or 'auto'"),
+    ("train.precision", "fp16", "train.precision='fp16': expected 'auto', 'fp32' or 'bf16'"),
+    ("reference.mode", "online", "reference.mode='online': expected 'cached' or 'live'"),
+    ("optim.schedule", "step", "optim.schedule='step': expected 'linear', 'cosine' or 'constant'"),
+    # ranges
+    ("loss.beta", 0, "loss.beta=0: expected greater than 0"),
+    ("loss.beta", -0.1, "loss.beta=-0.1: expected greater than 0"),
+    ("loss.label_smoothing", 0.5, "loss.label_smoothing=0.5: expected less than 0.5"),
+    ("loss.label_smoothing", -0.1, "loss.label_smoothing=-0.1: expected greater than or equal to 0"),
+    ("optim.betas", [0.9, 1.0], "optim.betas=1.0: expected less than 1"),
+    ("optim.warmup_ratio", 1.0, "optim.warmup_ratio=1.0: expected less than 1"),
+    ("optim.max_grad_norm", 0, "optim.max_grad_norm=0: expected greater than 0"),
+    ("optim.weight_decay", -1, "optim.weight_decay=-1: expected greater than or equal to 0"),
+    ("train.keep_last", 1, "train.keep_last=1: expected greater than or equal to 2"),
+    ("train.batch_size", 0, "train.batch_size=0: expected greater than 0"),
+    ("train.tokens_per_micro_batch", 0, "train.tokens_per_micro_batch=0: expected greater than 0 or 'auto'"),
+    ("seed", -1, "seed=-1: expected greater than or equal to 0"),
+    ("data.eval", 1.0, "data.eval=1.0: expected string or less than 1"),
+    ("data.eval", 0.0, "data.eval=0.0: expected string or greater than 0"),
+    # not numbers
+    ("loss.beta", math.nan, f"loss.beta=nan: {FINITE}"),
+    ("loss.beta", math.inf, f"loss.beta=inf: {FINITE}"),
+    ("optim.lr", math.nan, f"optim.lr=nan: {FINITE}"),
+    ("optim.eps", math.inf, f"optim.eps=inf: {FINITE}"),
+    ("optim.weight_decay", math.nan, f"optim.weight_decay=nan: {FINITE}"),
+    ("optim.max_grad_norm", math.inf, f"optim.max_grad_norm=inf: {FINITE}"),
+    ("optim.betas", [math.nan, 0.9], f"optim.betas=nan: {FINITE}"),
+    ("loss.label_smoothing", math.nan, f"loss.label_smoothing=nan: {FINITE}"),
+    ("eval.temperature", math.nan, f"eval.temperature=nan: {FINITE}"),
+    ("data.eval", math.nan, "data.eval=nan: expected string or less than 1"),
+    # missing
+    ("model.path", "???", "model.path has no value: give it one, model.path=..."),
+    ("loss.beta", "???", "loss.beta has no value: give it one, loss.beta=..."),
+    ("loss.beta", DELETED, "loss.beta is missing: the configuration must give it a value"),
+    ("optim", DELETED, "optim is missing: the configuration must give it a value"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "problem"), WRONG, ids=[f"{k}={v}" for k, v, _ in WRONG])
+def test_a_wrong_value_is_named_with_what_was_expected(key: str, value: Any, problem: str) -> None:
+    assert problems_of(tree_of(**{key.replace(".", "__"): value})) == [problem]
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    tree = tree_of(loss__beta=-1, train__batch_size="x", optim__lrr=1, model__path="???", seed=DELETED)
+    assert sorted(problems_of(tree)) == [
+        "loss.beta=-1: expected greater than 0",
+        "model.path has no value: give it one, model.path=...",
+        "seed is missing: the configuration must give it a value",
+        "train.batch_size='x': expected integer",
+        "unknown key optim.lrr; did you mean optim.lr?",
+    ]
+
+
+GOOD = [
+    {"loss__beta": 1},
+    {"optim__betas": [0, 0.5]},
+    {"optim__max_grad_norm": None},
+    {"engine__zero_stage": 3},
+    {"engine__deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}},
+    {"data__eval": 0.05},
+    {"data__eval": "test"},
+    {"data__eval": "test", "train__eval_every": 5, "train__save_every": 5, "train__keep_best": "loss"},
+    {"data__eval": "test", "eval__samples": 4, "eval__true_reward": "quickstart"},
+    {"data__max_length": 64, "data__max_prompt_length": 63},
+    {"reference__mode": "live"},
+    {"reference__mode": "cached", "reference__cache_dir": "cache"},
+    {"resume": "none"},
+    {"resume": "auto", "run_dir": "runs/a"},
+]
+
+
+@pytest.mark.parametrize("changes", GOOD, ids=str)
+def test_what_goes_together_is_taken(changes: dict[str, Any]) -> None:
+    config = read_config(tree_of(**changes), TrainConfig)
+    for key, value in changes.items():
+        found: Any = config
+        for part in key.split("__"):
+            found = getattr(found, part)
+        assert found == (tuple(value) if isinstance(value, list) else value)
+
+
+CONFLICTS = [
+    (
+        {"data__max_length": 64, "data__max_prompt_length": 64},
+        "data.max_prompt_length=64 leaves no room for an answer in data.max_length=64: make it smaller",
+    ),
+    (
+        {"eval__true_reward": "quickstart"},
+        "eval.true_reward=quickstart has no effect without eval.samples: it judges samples",
+    ),
+    ({"train__eval_every": 5}, "train.eval_every=5 has no effect without data.eval"),
+    ({"eval__samples": 4}, "eval.samples=4 has no effect without data.eval: samples answer its prompts"),
+    (
+        {"data__eval": 0.1, "train__eval_every": 5, "train__keep_best": "loss"},
+        "train.keep_best=loss has no effect without train.eval_every and train.save_every",
+    ),
+    (
+        {"data__eval": 0.1, "train__save_every": 5, "train__keep_best": "loss"},
+        "train.keep_best=loss has no effect without train.eval_every and train.save_every",
+    ),
+    (
+        {"reference__mode": "live", "reference__cache_dir": "cache"},
+        "reference.cache_dir has no effect with reference.mode=live: nothing is kept",
+    ),
+    ({"resume": "auto"}, "resume=auto needs run_dir, the folder to go on in"),
+    ({"resume": "runs/old"}, "resume=runs/old needs run_dir, the folder to go on in"),
+]
+
+
+@pytest.mark.parametrize(("changes", "problem"), CONFLICTS, ids=[problem for _, problem in CONFLICTS])
+def test_keys_that_conflict_are_refused(changes: dict[str, Any], problem: str) -> None:
+    assert problems_of(tree_of(**changes)) == [problem]
+
+
+def test_all_conflicts_are_reported_at_once() -> None:
+    tree = tree_of(train__eval_every=5, train__keep_best="loss", resume="auto", eval__samples=1)
+    assert len(problems_of(tree)) == 4
+
+
+def test_held_out_data_has_no_effect_in_an_evaluation_of_a_model() -> None:
+    assert problems_of(tree_of("eval", data__eval=0.1), "eval") == [
+        "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
+    ]
+    assert read_config(tree_of("eval", data__eval=0.1, run="runs/a"), EvaluateConfig).run == "runs/a"
+
+
+def test_a_configuration_cannot_be_changed_afterwards() -> None:
+    config = read_config(tree_of(), TrainConfig)
+    with pytest.raises(ValueError, match="frozen"):
+        config.loss.beta = 0.5
+
+
+def test_nearest_key_of_another_command() -> None:
+    assert nearest_key("output_dir", EvaluateConfig) == "; did you mean output?"
+    assert nearest_key("qqqq", EvaluateConfig) == ""
+
+
+def test_checking_needs_neither_torch_nor_hydra() -> None:
+    code = (
+        "import sys, dpo_cli.config; print(sorted({'torch', 'transformers', 'hydra', 'deepspeed'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
