@@ -11,24 +11,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from dpo_cli.config_optim import OptimConfig, optim_conflicts
+from dpo_cli.config_types import Auto, CountFromZero, Positive, PositiveInt, Precision, Section
 from dpo_cli.errors import ConfigError
-
-Auto = Literal["auto"]
-PositiveInt = Annotated[int, Field(gt=0, strict=True)]
-CountFromZero = Annotated[int, Field(ge=0, strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
-Precision = Literal["auto", "fp32", "bf16"]
-
-
-class Section(BaseModel):
-    """A part of the configuration: no defaults (they are in YAML), no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -62,17 +52,6 @@ class ReferenceConfig(Section):
     mode: Literal["cached", "live"]
     path: str | None
     cache_dir: str | None
-
-
-class OptimConfig(Section):
-    name: Literal["adamw"]
-    lr: Positive
-    betas: tuple[Share, Share]
-    eps: Positive
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-    schedule: Literal["linear", "cosine", "constant"]
-    warmup_ratio: Share
-    max_grad_norm: Positive | None
 
 
 class EngineConfig(Section):
@@ -120,7 +99,7 @@ class TrainConfig(Section):
     data: DataConfig
     loss: LossConfig
     reference: ReferenceConfig
-    optim: OptimConfig
+    optim: OptimConfig = Field(discriminator="name")
     engine: EngineConfig
     launch: LaunchConfig
     tracker: TrackerConfig
@@ -165,7 +144,7 @@ def read_config(tree: dict[str, Any], schema: type[Config], files: Sequence[Path
     try:
         config: Config = schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError([*problems, *_explain(error, schema, files)]) from None
+        raise ConfigError([*problems, *_explain(error, tree, schema, files)]) from None
     problems += _conflicts(config)
     if problems:
         raise ConfigError(problems)
@@ -173,17 +152,60 @@ def read_config(tree: dict[str, Any], schema: type[Config], files: Sequence[Path
 
 
 def valid_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every full key of a schema, such as ``loss.beta``."""
+    """Every full key of a schema, such as ``loss.beta``; of a section with alternatives those of all of them."""
     keys = []
     for name, field in schema.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += valid_keys(field.annotation, f"{prefix}{name}.")
-    return keys
+        for section in sections(field.annotation):
+            keys += valid_keys(section, f"{prefix}{name}.")
+    return list(dict.fromkeys(keys))
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return sections(inner[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [section for alternative in inner for section in sections(alternative)]
+    return []
+
+
+def _without_tags(place: Sequence[str], schema: type[BaseModel]) -> list[str]:
+    """The keys down to a problem, without the names of the alternatives that pydantic puts in between."""
+    first = schema.model_fields.get(place[0]) if place else None
+    parts = list(place)
+    if len(parts) > 4 and parts[2] == "terms":
+        del parts[4]
+    if len(parts) > 1 and first is not None and len(sections(first.annotation)) > 1:
+        del parts[1]
+    return parts
+
+
+def _no_such_key(key: str, tree: Mapping[str, Any], schema: type[BaseModel]) -> str:
+    """Why a key that some alternative of its section has is unknown here, or which one was meant."""
+    section, _, name = key.partition(".")
+    field = schema.model_fields.get(section)
+    chosen = tree.get(section, {})
+    if field is None or key not in valid_keys(schema) or not isinstance(chosen, Mapping):
+        return nearest_key(key, schema)
+    own = next(
+        (
+            [other for other in model.model_fields if other != "name"]
+            for model in sections(field.annotation)
+            if chosen.get("name") in get_args(model.model_fields["name"].annotation)
+        ),
+        [],
+    )
+    return f": {section}={chosen.get('name')} makes no use of {name}; its keys are {', '.join(own) or 'none'}"
 
 
 def nearest_key(key: str, schema: type[BaseModel]) -> str:
-    """A hint naming the valid key most like ``key``, or an empty string."""
+    """A hint naming the valid key most like ``key``, or the options that it is a key of, or an empty string."""
+    if options := _options_with(key, schema):
+        return f"; it is a key of {' or '.join(options)}"
     keys = valid_keys(schema)
     near = (
         difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
@@ -193,20 +215,36 @@ def nearest_key(key: str, schema: type[BaseModel]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _explain(error: ValidationError, schema: type[BaseModel], files: Sequence[Path]) -> Iterator[str]:
+def _options_with(key: str, schema: type[BaseModel]) -> list[str]:
+    """The options of a group that have a key, where not all have the same: ``optim=rmsprop`` for ``optim.alpha``."""
+    section, _, name = key.partition(".")
+    field = schema.model_fields.get(section)
+    models = sections(field.annotation) if field else []
+    having = [model for model in models if len(models) > 1 and name in model.model_fields]
+    return [f"{section}={option}" for model in having for option in get_args(model.model_fields["name"].annotation)]
+
+
+def _explain(
+    error: ValidationError, tree: Mapping[str, Any], schema: type[BaseModel], files: Sequence[Path]
+) -> Iterator[str]:
     """One line per wrong key; the members of a union report one by one, so they are put together."""
     expected: dict[str, list[str]] = {}
     found: dict[str, Any] = {}
     known = set(valid_keys(schema))
     for problem in error.errors(include_url=False):
-        parts = [str(part) for part in problem["loc"]]
+        parts = _without_tags([str(part) for part in problem["loc"]], schema)
         key = next(
             (".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in known),
             ".".join(parts),
         )
         if problem["type"] == "extra_forbidden":
             key = ".".join(parts)
-            yield f"unknown key {key}{_where(key, files)}{nearest_key(key, schema)}"
+            yield f"unknown key {key}{_where(key, files)}{_no_such_key(key, tree, schema)}"
+        elif problem["type"] == "union_tag_invalid":
+            name, options = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
+            yield f"{key}.name={name}{_where(f'{key}.name', files, name)}: expected one of {options}"
+        elif problem["type"] == "union_tag_not_found":
+            yield f"{key}.name is missing: the configuration must give it a value"
         elif problem["type"] == "missing" and key == ".".join(parts):
             yield f"{key} is missing: the configuration must give it a value"
         else:
@@ -269,6 +307,7 @@ def _conflicts(config: Section) -> Iterator[str]:
 
 
 def _train_conflicts(config: TrainConfig) -> Iterator[str]:
+    yield from optim_conflicts(config.optim)
     train = config.train
     if train.eval_every is not None and config.data.eval is None:
         yield f"train.eval_every={train.eval_every} has no effect without data.eval"
