@@ -11,24 +11,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from dpo_cli.config_losses import LossConfig, SumConfig, kind_of
+from dpo_cli.config_types import Auto, CountFromZero, Positive, PositiveInt, Precision, Section, Share
 from dpo_cli.errors import ConfigError
-
-Auto = Literal["auto"]
-PositiveInt = Annotated[int, Field(gt=0, strict=True)]
-CountFromZero = Annotated[int, Field(ge=0, strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
-Precision = Literal["auto", "fp32", "bf16"]
-
-
-class Section(BaseModel):
-    """A part of the configuration: no defaults (they are in YAML), no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -50,18 +40,17 @@ class DataConfig(Section):
     max_prompt_length: PositiveInt | None
     on_too_long: Literal["truncate", "drop", "raise"]
     on_bad_row: Literal["raise", "skip"]
-
-
-class LossConfig(Section):
-    name: Literal["dpo"]
-    beta: Positive
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False, strict=True)]
+    weight: str | None
+    margin: str | tuple[str, str] | None
+    label_prob: str | None
 
 
 class ReferenceConfig(Section):
-    mode: Literal["cached", "live"]
+    mode: Literal["cached", "live", "none"]
     path: str | None
     cache_dir: str | None
+    update_every: PositiveInt | None
+    update_mix: Annotated[float, Field(gt=0, le=1, strict=True)] | None
 
 
 class OptimConfig(Section):
@@ -118,7 +107,7 @@ class TrainConfig(Section):
 
     model: ModelConfig
     data: DataConfig
-    loss: LossConfig
+    loss: LossConfig = Field(discriminator="name")
     reference: ReferenceConfig
     optim: OptimConfig
     engine: EngineConfig
@@ -136,7 +125,7 @@ class EvaluateConfig(Section):
 
     model: ModelConfig
     data: DataConfig
-    loss: LossConfig
+    loss: LossConfig = Field(discriminator="name")
     reference: ReferenceConfig
     launch: LaunchConfig
     eval: EvalConfig
@@ -165,7 +154,7 @@ def read_config(tree: dict[str, Any], schema: type[Config], files: Sequence[Path
     try:
         config: Config = schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError([*problems, *_explain(error, schema, files)]) from None
+        raise ConfigError([*problems, *_explain(error, tree, schema, files)]) from None
     problems += _conflicts(config)
     if problems:
         raise ConfigError(problems)
@@ -173,13 +162,54 @@ def read_config(tree: dict[str, Any], schema: type[Config], files: Sequence[Path
 
 
 def valid_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every full key of a schema, such as ``loss.beta``."""
+    """Every full key of a schema, such as ``loss.beta``; of a section with alternatives those of all of them."""
     keys = []
     for name, field in schema.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += valid_keys(field.annotation, f"{prefix}{name}.")
-    return keys
+        for section in sections(field.annotation):
+            keys += valid_keys(section, f"{prefix}{name}.")
+    return list(dict.fromkeys(keys))
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return sections(inner[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [section for alternative in inner for section in sections(alternative)]
+    return []
+
+
+def _without_tags(place: Sequence[str], schema: type[BaseModel]) -> list[str]:
+    """The keys down to a problem, without the names of the alternatives that pydantic puts in between."""
+    first = schema.model_fields.get(place[0]) if place else None
+    parts = list(place)
+    if len(parts) > 4 and parts[2] == "terms":
+        del parts[4]
+    if len(parts) > 1 and first is not None and len(sections(first.annotation)) > 1:
+        del parts[1]
+    return parts
+
+
+def _no_such_key(key: str, tree: Mapping[str, Any], schema: type[BaseModel]) -> str:
+    """Why a key that some alternative of its section has is unknown here, or which one was meant."""
+    section, _, name = key.partition(".")
+    field = schema.model_fields.get(section)
+    chosen = tree.get(section, {})
+    if field is None or key not in valid_keys(schema) or not isinstance(chosen, Mapping):
+        return nearest_key(key, schema)
+    own = next(
+        (
+            [other for other in model.model_fields if other != "name"]
+            for model in sections(field.annotation)
+            if chosen.get("name") in get_args(model.model_fields["name"].annotation)
+        ),
+        [],
+    )
+    return f": {section}={chosen.get('name')} makes no use of {name}; its keys are {', '.join(own) or 'none'}"
 
 
 def nearest_key(key: str, schema: type[BaseModel]) -> str:
@@ -193,20 +223,25 @@ def nearest_key(key: str, schema: type[BaseModel]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _explain(error: ValidationError, schema: type[BaseModel], files: Sequence[Path]) -> Iterator[str]:
+def _explain(
+    error: ValidationError, tree: Mapping[str, Any], schema: type[BaseModel], files: Sequence[Path]
+) -> Iterator[str]:
     """One line per wrong key; the members of a union report one by one, so they are put together."""
     expected: dict[str, list[str]] = {}
     found: dict[str, Any] = {}
     known = set(valid_keys(schema))
     for problem in error.errors(include_url=False):
-        parts = [str(part) for part in problem["loc"]]
+        parts = _without_tags([str(part) for part in problem["loc"]], schema)
         key = next(
             (".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in known),
             ".".join(parts),
         )
         if problem["type"] == "extra_forbidden":
             key = ".".join(parts)
-            yield f"unknown key {key}{_where(key, files)}{nearest_key(key, schema)}"
+            yield f"unknown key {key}{_where(key, files)}{_no_such_key(key, tree, schema)}"
+        elif problem["type"] == "union_tag_invalid":
+            name, options = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
+            yield f"{key}.name={name}{_where(f'{key}.name', files, name)}: expected one of {options}"
         elif problem["type"] == "missing" and key == ".".join(parts):
             yield f"{key} is missing: the configuration must give it a value"
         else:
@@ -262,10 +297,44 @@ def _conflicts(config: Section) -> Iterator[str]:
         )
     if config.eval.true_reward and not config.eval.samples:
         yield f"eval.true_reward={config.eval.true_reward} has no effect without eval.samples: it judges samples"
+    yield from _loss_conflicts(config)
     if isinstance(config, TrainConfig):
         yield from _train_conflicts(config)
     elif config.run is None and config.data.eval is not None:
         yield "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
+
+
+def _loss_conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:
+    """Of the loss with the rows' columns and the reference."""
+    loss, data = config.loss, config.data
+    for column in ("weight", "margin", "label_prob"):
+        if getattr(data, column) is not None and column not in loss.columns:
+            yield f"data.{column} has no effect: loss={loss.name} makes no use of it"
+    if loss.name.startswith("rpo_") and data.margin is None:
+        yield f"data.margin has no value: loss={loss.name} needs the true reward's gap, a column or two ([good, bad])"
+    if config.reference.mode == "none" and loss.needs_reference:
+        yield f"reference.mode=none: loss={loss.name} needs a reference"
+    if config.reference.path is not None and not loss.needs_reference:
+        yield f"reference.path has no effect: loss={loss.name} needs no reference"
+    for place, term in loss.terms.items() if isinstance(loss, SumConfig) else [("", loss)]:
+        prefix = f"loss.terms.{place}" if place else "loss"
+        alpha = getattr(term, "divergence_alpha", None)
+        if (getattr(term, "divergence", None) == "alpha") != (alpha is not None):
+            yield f"{prefix}.divergence_alpha={alpha}: it goes with divergence=alpha, and that with it"
+        humanline = getattr(term, "humanline", None)
+        if humanline is not None and humanline[0] >= humanline[1]:
+            yield f"{prefix}.humanline={list(humanline)}: expected [low, high]"
+    if isinstance(loss, SumConfig):
+        yield from _sum_conflicts(loss)
+
+
+def _sum_conflicts(loss: SumConfig) -> Iterator[str]:
+    if loss.terms.keys() != loss.weights.keys():
+        expected = ", ".join(loss.terms)
+        yield f"loss.weights has {', '.join(loss.weights)}; expected one for each of loss.terms: {expected}"
+    kinds = {kind_of(term.name) for term in loss.terms.values()}
+    if len(kinds) > 1:
+        yield f"loss.terms: one sum can't count {' and '.join(sorted(kinds))}"
 
 
 def _train_conflicts(config: TrainConfig) -> Iterator[str]:
@@ -276,7 +345,15 @@ def _train_conflicts(config: TrainConfig) -> Iterator[str]:
         yield f"eval.samples={config.eval.samples} has no effect without data.eval: samples answer its prompts"
     if train.keep_best is not None and (train.eval_every is None or train.save_every is None):
         yield f"train.keep_best={train.keep_best} has no effect without train.eval_every and train.save_every"
-    if config.reference.mode == "live" and config.reference.cache_dir is not None:
+    reference = config.reference
+    if reference.mode == "live" and reference.cache_dir is not None:
         yield "reference.cache_dir has no effect with reference.mode=live: nothing is kept"
+    if reference.update_every is None and reference.update_mix is not None:
+        yield f"reference.update_mix={reference.update_mix} has no effect without reference.update_every"
+    if reference.update_every is not None:
+        if reference.update_mix is None:
+            yield "reference.update_mix has no value: which share of the policy, such as 0.6"
+        if reference.mode != "live" or not config.loss.needs_reference:
+            yield "reference.update_every moves the reference: it needs reference.mode=live and a loss with a reference"
     if config.resume != "none" and config.run_dir is None:
         yield f"resume={config.resume} needs run_dir, the folder to go on in"

@@ -13,7 +13,8 @@ from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
 from yaml import MarkedYAMLError  # type: ignore[import-untyped] # OmegaConf reads files with it
 
-from dpo_cli.config import Section, nearest_key
+from dpo_cli.config import nearest_key
+from dpo_cli.config_types import Section
 from dpo_cli.errors import ConfigError
 
 _FLAGS_WITH_VALUE = {"--cfg", "--package", "--config-path", "--config-name", "--config-dir", "--info"}
