@@ -214,13 +214,15 @@ def _no_such_key(key: str, tree: Mapping[str, Any], schema: type[BaseModel]) -> 
 
 def nearest_key(key: str, schema: type[BaseModel]) -> str:
     """A hint naming the valid key most like ``key``, or an empty string."""
-    keys = valid_keys(schema)
+    keys = {valid.lower(): valid for valid in valid_keys(schema)}
+    if key in keys.values():
+        return f": the chosen {key.partition('.')[0]} makes no use of it"
+    wanted = key.lower()
     near = (
-        difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
-        or [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]  # right name, wrong section
-        or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+        [k for k in keys if k.rsplit(".", 1)[-1] == wanted.rsplit(".", 1)[-1]]  # right name, wrong section
+        or difflib.get_close_matches(wanted, keys, n=1, cutoff=0.6)
     )
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {keys[near[0]]}?" if near else ""
 
 
 def _explain(

@@ -143,13 +143,13 @@ class Loss:
 
     def gather(self, logps: AnswerLogps, preferences: Preferences, over: str) -> Tensor:
         """A micro-batch's numbers for statistics over the global batch: ``[n, columns]``, all terms' side by side."""
-        with torch.no_grad():
-            parts = [
-                term.spec.statistics.gather(term.view(logps, preferences))
-                for _, term in self.terms.values()
-                if term.spec.statistics is not None and term.spec.statistics.over == over
-            ]
-            return torch.cat(parts, dim=1) if parts else logps.policy.new_zeros(len(preferences.rows), 0)
+        logps = logps.detached()
+        parts = [
+            term.spec.statistics.gather(term.view(logps, preferences))
+            for _, term in self.terms.values()
+            if term.spec.statistics is not None and term.spec.statistics.over == over
+        ]
+        return torch.cat(parts, dim=1) if parts else logps.policy.new_zeros(len(preferences.rows), 0)
 
     def contexts(
         self, gathered: Mapping[str, Tensor], state: Mapping[str, State]
@@ -190,8 +190,7 @@ class Loss:
             metrics[f"loss/{name}"] = losses.detach()
             total = weight * losses if total is None else total + weight * losses
         assert total is not None
-        with torch.no_grad():
-            metrics |= {"loss": total.detach(), **self._rewards(logps, preferences)}
+        metrics |= {"loss": total.detach(), **self._rewards(logps.detached(), preferences)}
         return Result(total, {name: metrics[name] for name in self.metric_names})
 
     def _rewards(self, logps: AnswerLogps, preferences: Preferences) -> dict[str, Tensor]:

@@ -75,6 +75,10 @@ class AnswerLogps:
         """Sums of ``values`` ``[M]`` over each answer's tokens: ``[A]``."""
         return values.new_zeros(self.count).index_add(0, self.answer, values)
 
+    def detached(self) -> AnswerLogps:
+        """The same numbers without gradient; its sums are its own, as those here must keep theirs."""
+        return replace(self, policy=self.policy.detach())
+
     def with_reference(self, reference: Tensor) -> AnswerLogps:
         """The same answers under another reference ``[M]``."""
         return replace(self, reference=reference)

@@ -163,7 +163,7 @@ def _answers(logps: AnswerLogps, index: Tensor, opponents: Tensor | None = None,
         entry = torch.repeat_interleave(torch.arange(len(index), device=index.device), lengths)
         place = torch.arange(len(entry), device=index.device) - (torch.cumsum(lengths, 0) - lengths)[entry]
         token = logps.starts[index][entry] + place
-        weight = torch.where(place < logps.lengths[opponents][entry], 1.0, ld_alpha).to(logps.policy.dtype)
+        weight = logps.policy.new_ones(len(entry)).masked_fill(place >= logps.lengths[opponents][entry], ld_alpha)
 
         def total(values: Tensor) -> Tensor:
             return values.new_zeros(len(index)).index_add(0, entry, values[token] * weight)
