@@ -53,7 +53,7 @@ def convert(given: Mapping[str, Any], draft: Draft, *, trainer: str | None, proc
     convert_model(options, draft)
     held_out = _convert_rows(options, draft)
     _convert_lengths(options, draft)
-    _convert_beta(options, draft)
+    _drop_grpo(options, draft)
     convert_loss(options, draft)
     convert_training(options, draft, processes)
     _convert_rest(options, draft)
@@ -102,7 +102,8 @@ def _handed_on(given: Mapping[str, Any], library: Table) -> Table:
     )
 
 
-def _convert_beta(options: Options, draft: Draft) -> None:
+def _drop_grpo(options: Options, draft: Draft) -> None:
+    """The section ``trl``, of which preference losses read beta alone."""
     rest = options.mapping("trl")
     if rest:
         draft.drop("trl", rest, "of GRPO")

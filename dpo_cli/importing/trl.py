@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dpo_cli.errors import DpoError
 from dpo_cli.importing import losses
 from dpo_cli.importing.draft import Draft
 from dpo_cli.importing.huggingface import (
@@ -111,7 +112,11 @@ def _convert_data(options: Options, draft: Draft) -> str | float | None:
     """Where the rows are; returns what ``data.eval`` would be, if known."""
     _convert_template(options, draft)
     mixture = options.mapping("dataset_mixture")
+    for key in mixture.keys() - {"datasets", "test_split_size"}:
+        draft.drop(f"dataset_mixture.{key}", mixture[key], "one seed decides the order of rows, and which are held out")
     listed = options.take("datasets") or mixture.get("datasets") or _mixer(options)
+    if not isinstance(listed, list):
+        raise DpoError(f"datasets={listed!r}: expected a list of data sets")
     if listed:
         entries = [entry if isinstance(entry, dict) else {"path": entry} for entry in listed]
         places = [place_of(_renamed(entry), "datasets", draft, _ENTRY) for entry in entries]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from dpo_cli import launch
 from dpo_cli.compose import config_folder, run_command
 from dpo_cli.config import TrainConfig
+from dpo_cli.data.tokenize import cut
 from dpo_cli.importing import import_config
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -155,6 +157,19 @@ def test_axolotls_defaults(compose) -> None:
         "seed": 42,
     }
     assert {key: ours[key] for key in expected} == expected
+
+
+def test_rows_are_cut_where_trl_cuts_them(compose) -> None:
+    """TRL keeps the first ``max_length`` tokens of prompt and answer, and leaves out what has no answer then."""
+    ours = compose(FIXTURES / "trl" / "minimal.yaml")
+    length, longest = ours["data.max_length"], ours["data.max_prompt_length"]
+    random = Random(0)
+    for _ in range(200):
+        prompt = list(range(random.randrange(1, length)))
+        answers = [[-number] * random.choice((1, 5, 700, 1500)) for number in (1, 2)]
+        kept, cut_answers = cut(prompt, answers, length, longest, None)
+        for answer, cut_answer in zip(answers, cut_answers, strict=True):
+            assert kept + cut_answer == (prompt + answer)[:length]
 
 
 def test_a_name_is_a_name_and_nothing_else(tmp_path: Path, compose) -> None:

@@ -64,6 +64,12 @@ def test_what_is_lost_of_rows(options: dict[str, Any], named: tuple[str, ...], c
         assert part in lost
 
 
+def test_a_mixtures_seed_is_named(convert) -> None:
+    result = convert(TRL | {"dataset_mixture": {"datasets": [{"id": "e"}], "seed": 0, "test_split_size": 0.1}})
+    assert "dataset_mixture.seed: 0" in result.section("Not converted, without effect")
+    assert result.keys["data.eval"] == 0.1
+
+
 def test_an_unknown_key_of_a_data_set_is_said_to_be(convert) -> None:
     result = convert(TRL | {"datasets": [{"path": "e", "splitt": "x"}]})
     assert "datasets.splitt: x" in result.section("Unknown")
