@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": "held-out preference metrics, samples and drift of a run or a model",
 }
 HELPERS = {
+    "import": "turn a TRL, axolotl or LLaMA-Factory config into an experiment",
     "configs": "print the folder with the configuration files, to read or to copy from",
     "completion": "print tab completion for bash, zsh or fish",
 }
@@ -85,6 +86,10 @@ def _run(words: list[str]) -> int:
             from dpo_cli.compose import config_folder
 
             print(config_folder())
+        case "import":
+            from dpo_cli.commands.import_config import run
+
+            run(rest)
         case "completion":
             from dpo_cli.completion import script
 

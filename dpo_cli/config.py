@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
+from dpo_cli.config_losses import LossConfig, SumConfig, kind_of
 from dpo_cli.config_optim import OptimConfig, optim_conflicts
-from dpo_cli.config_types import Auto, CountFromZero, Positive, PositiveInt, Precision, Section
+from dpo_cli.config_types import Auto, CountFromZero, PositiveInt, Precision, Section
 from dpo_cli.errors import ConfigError
 
 
@@ -40,18 +41,17 @@ class DataConfig(Section):
     max_prompt_length: PositiveInt | None
     on_too_long: Literal["truncate", "drop", "raise"]
     on_bad_row: Literal["raise", "skip"]
-
-
-class LossConfig(Section):
-    name: Literal["dpo"]
-    beta: Positive
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False, strict=True)]
+    weight: str | None
+    margin: str | tuple[str, str] | None
+    label_prob: str | None
 
 
 class ReferenceConfig(Section):
-    mode: Literal["cached", "live"]
+    mode: Literal["cached", "live", "none"]
     path: str | None
     cache_dir: str | None
+    update_every: PositiveInt | None
+    update_mix: Annotated[float, Field(gt=0, le=1, strict=True)] | None
 
 
 class EngineConfig(Section):
@@ -97,7 +97,7 @@ class TrainConfig(Section):
 
     model: ModelConfig
     data: DataConfig
-    loss: LossConfig
+    loss: LossConfig = Field(discriminator="name")
     reference: ReferenceConfig
     optim: OptimConfig = Field(discriminator="name")
     engine: EngineConfig
@@ -115,7 +115,7 @@ class EvaluateConfig(Section):
 
     model: ModelConfig
     data: DataConfig
-    loss: LossConfig
+    loss: LossConfig = Field(discriminator="name")
     reference: ReferenceConfig
     launch: LaunchConfig
     eval: EvalConfig
@@ -203,25 +203,16 @@ def _no_such_key(key: str, tree: Mapping[str, Any], schema: type[BaseModel]) -> 
 
 
 def nearest_key(key: str, schema: type[BaseModel]) -> str:
-    """A hint naming the valid key most like ``key``, or the options that it is a key of, or an empty string."""
-    if options := _options_with(key, schema):
-        return f"; it is a key of {' or '.join(options)}"
-    keys = valid_keys(schema)
+    """A hint naming the valid key most like ``key``, or an empty string."""
+    keys = {valid.lower(): valid for valid in valid_keys(schema)}
+    if key in keys.values():
+        return f": the chosen {key.partition('.')[0]} makes no use of it"
+    wanted = key.lower()
     near = (
-        difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
-        or [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]  # right name, wrong section
-        or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+        [k for k in keys if k.rsplit(".", 1)[-1] == wanted.rsplit(".", 1)[-1]]  # right name, wrong section
+        or difflib.get_close_matches(wanted, keys, n=1, cutoff=0.6)
     )
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _options_with(key: str, schema: type[BaseModel]) -> list[str]:
-    """The options of a group that have a key, where not all have the same: ``optim=rmsprop`` for ``optim.alpha``."""
-    section, _, name = key.partition(".")
-    field = schema.model_fields.get(section)
-    models = sections(field.annotation) if field else []
-    having = [model for model in models if len(models) > 1 and name in model.model_fields]
-    return [f"{section}={option}" for model in having for option in get_args(model.model_fields["name"].annotation)]
+    return f"; did you mean {keys[near[0]]}?" if near else ""
 
 
 def _explain(
@@ -300,10 +291,44 @@ def _conflicts(config: Section) -> Iterator[str]:
         )
     if config.eval.true_reward and not config.eval.samples:
         yield f"eval.true_reward={config.eval.true_reward} has no effect without eval.samples: it judges samples"
+    yield from _loss_conflicts(config)
     if isinstance(config, TrainConfig):
         yield from _train_conflicts(config)
     elif config.run is None and config.data.eval is not None:
         yield "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
+
+
+def _loss_conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:
+    """Of the loss with the rows' columns and the reference."""
+    loss, data = config.loss, config.data
+    for column in ("weight", "margin", "label_prob"):
+        if getattr(data, column) is not None and column not in loss.columns:
+            yield f"data.{column} has no effect: loss={loss.name} makes no use of it"
+    if loss.name.startswith("rpo_") and data.margin is None:
+        yield f"data.margin has no value: loss={loss.name} needs the true reward's gap, a column or two ([good, bad])"
+    if config.reference.mode == "none" and loss.needs_reference:
+        yield f"reference.mode=none: loss={loss.name} needs a reference"
+    if config.reference.path is not None and not loss.needs_reference:
+        yield f"reference.path has no effect: loss={loss.name} needs no reference"
+    for place, term in loss.terms.items() if isinstance(loss, SumConfig) else [("", loss)]:
+        prefix = f"loss.terms.{place}" if place else "loss"
+        alpha = getattr(term, "divergence_alpha", None)
+        if (getattr(term, "divergence", None) == "alpha") != (alpha is not None):
+            yield f"{prefix}.divergence_alpha={alpha}: it goes with divergence=alpha, and that with it"
+        humanline = getattr(term, "humanline", None)
+        if humanline is not None and humanline[0] >= humanline[1]:
+            yield f"{prefix}.humanline={list(humanline)}: expected [low, high]"
+    if isinstance(loss, SumConfig):
+        yield from _sum_conflicts(loss)
+
+
+def _sum_conflicts(loss: SumConfig) -> Iterator[str]:
+    if loss.terms.keys() != loss.weights.keys():
+        expected = ", ".join(loss.terms)
+        yield f"loss.weights has {', '.join(loss.weights)}; expected one for each of loss.terms: {expected}"
+    kinds = {kind_of(term.name) for term in loss.terms.values()}
+    if len(kinds) > 1:
+        yield f"loss.terms: one sum can't count {' and '.join(sorted(kinds))}"
 
 
 def _train_conflicts(config: TrainConfig) -> Iterator[str]:
@@ -315,7 +340,15 @@ def _train_conflicts(config: TrainConfig) -> Iterator[str]:
         yield f"eval.samples={config.eval.samples} has no effect without data.eval: samples answer its prompts"
     if train.keep_best is not None and (train.eval_every is None or train.save_every is None):
         yield f"train.keep_best={train.keep_best} has no effect without train.eval_every and train.save_every"
-    if config.reference.mode == "live" and config.reference.cache_dir is not None:
+    reference = config.reference
+    if reference.mode == "live" and reference.cache_dir is not None:
         yield "reference.cache_dir has no effect with reference.mode=live: nothing is kept"
+    if reference.update_every is None and reference.update_mix is not None:
+        yield f"reference.update_mix={reference.update_mix} has no effect without reference.update_every"
+    if reference.update_every is not None:
+        if reference.update_mix is None:
+            yield "reference.update_mix has no value: which share of the policy, such as 0.6"
+        if reference.mode != "live" or not config.loss.needs_reference:
+            yield "reference.update_every moves the reference: it needs reference.mode=live and a loss with a reference"
     if config.resume != "none" and config.run_dir is None:
         yield f"resume={config.resume} needs run_dir, the folder to go on in"

@@ -60,6 +60,13 @@ def sums(values: Sequence[float]) -> list[float]:
     return [float(value) for value in total]
 
 
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """A tensor summed over the ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
 def largest(values: Sequence[float]) -> list[float]:
     """Each value's maximum over the ranks."""
     top = torch.tensor(values, dtype=torch.float64, device=device())

@@ -333,7 +333,7 @@ def test_configs_prints_a_folder_with_the_files(shown: dict[str, str]) -> None:
 
 
 COMPLETIONS = {
-    "dpo ": ["train ", "precompute-ref ", "eval ", "configs ", "completion "],
+    "dpo ": ["train ", "precompute-ref ", "eval ", "import ", "configs ", "completion "],
     "dpo tr": ["train "],
     "dpo train loss=": ["loss=dpo"],
     "dpo train engine=z": ["engine=zero3"],

@@ -27,7 +27,8 @@ from dpo_cli.data.collate import FlatBatch
 from dpo_cli.data.load import Data, held_out_place
 from dpo_cli.errors import CheckpointError
 from dpo_cli.evaluation.preferences import evaluate_preferences
-from dpo_cli.losses import get_loss
+from dpo_cli.losses import Loss, make_loss
+from dpo_cli.objective import Objective
 from dpo_cli.run_folder import write_json
 from dpo_cli.tracking.console import Console
 from dpo_cli.training import checkpoint
@@ -40,10 +41,11 @@ def run(config: EvaluateConfig) -> None:
         DpoError: for what the user can mend.
     """
     console = Console(silent=os.environ.get("RANK", "0") != "0")
-    rows = _rows(config, console)
+    loss = make_loss(config.loss.settings())
+    rows = _rows(config, loss, console)
     distributed.start()
     try:
-        metrics = _evaluate(config, rows, console)
+        metrics = _evaluate(config, loss, rows, console)
     finally:
         distributed.stop()
     table = Table(title=f"{config.run or config.model.path}: {len(rows.data.held_out):,} rows", title_justify="left")
@@ -59,19 +61,21 @@ def run(config: EvaluateConfig) -> None:
         console.result(f"written to {Path(output, 'eval.json')}")
 
 
-def _rows(config: EvaluateConfig, console: Console) -> Rows:
+def _rows(config: EvaluateConfig, loss: Loss, console: Console) -> Rows:
     """The rows to evaluate, as held-out rows: a run's own, or those that data.path names."""
     data = config.data
     if isinstance(data.eval, str):  # of its own: the rows that were trained on need not be read
         path, split = held_out_place(data.eval, data.path, data.split)
         data = data.model_copy(update={"path": path, "split": split, "eval": None})
-    rows = load_rows(config.model, data, config.seed, console)
-    groups = rows.data.train if data.eval is None else rows.data.held_out
-    return Rows(rows.tokenizer, Data([], groups, rows.data.ends, rows.data.counts))
+    rows = load_rows(config.model, data, loss, config.seed, console)
+    given = data.eval is None
+    groups = rows.data.train if given else rows.data.held_out
+    mismatched = rows.mismatched if given else rows.mismatched_held_out
+    return Rows(rows.tokenizer, Data([], groups, rows.data.ends, rows.data.counts), [], mismatched)
 
 
-def _evaluate(config: EvaluateConfig, rows: Rows, console: Console) -> dict[str, float]:
-    console.say(describe_rows(rows))
+def _evaluate(config: EvaluateConfig, loss: Loss, rows: Rows, console: Console) -> dict[str, float]:
+    console.say(describe_rows(rows, loss.kind))
     precision = str(distributed.from_first(resolve_precision(config.precision, config.reference.cache_dir)))
     budget = resolve_token_budget(config.tokens_per_micro_batch)
     setup = Setup(config.model, config.reference, rows, precision, budget, console)
@@ -80,11 +84,12 @@ def _evaluate(config: EvaluateConfig, rows: Rows, console: Console) -> dict[str,
     console.say(f"{precision} on {distributed.device()}; attention: {scorer.attention}")
     reference = None
     if config.run is not None or config.reference.path is not None:
-        reference = setup.make_reference(groups=scorer.policy.groups, scorer=None)
+        reference = setup.make_reference(groups=scorer.policy.groups, scorer=None, needed=loss.needs_reference)
+    if loss.needs_reference and reference is not None:
         console.say(f"reference: {config.reference.path or config.model.path} ({reference.counts})")
-    else:
+    elif loss.needs_reference:
         console.say("no reference (reference.path): rewards are beta x log-prob of the answer, and there is no loss")
-    metrics = _preferences(config, rows, scorer, reference, budget, console)
+    metrics = _preferences(loss, rows, scorer, reference, budget, console)
     if not config.eval.samples:
         return metrics
     _, measured = sample_answers(
@@ -102,23 +107,23 @@ def _evaluate(config: EvaluateConfig, rows: Rows, console: Console) -> dict[str,
 
 
 def _preferences(
-    config: EvaluateConfig, rows: Rows, scorer: Scorer, reference: Reference | None, budget: int, console: Console
+    loss: Loss, rows: Rows, scorer: Scorer, reference: Reference | None, budget: int, console: Console
 ) -> dict[str, float]:
     groups = rows.data.held_out
+    lookup = None if reference is None else reference.lookup
+    if reference is None and loss.needs_reference:
+        lookup = _no_reference
+    objective = Objective(groups, loss, lookup, scorer.policy.groups, rows.mismatched_held_out)
     with console.phase("evaluate", len(groups), "rows") as advance:
         metrics = evaluate_preferences(
             scorer.policy,
-            groups,
-            get_loss(**config.loss.model_dump()),
-            _no_reference if reference is None else reference.lookup,
-            beta=config.loss.beta,
-            share=scorer.policy.groups,
+            objective,
             lengths=[scorer.lengths(group) for group in groups],
             token_budget=budget,
             advance=advance,
         )
-    if reference is None:
-        del metrics["loss"]
+    if lookup is _no_reference:
+        metrics = {name: value for name, value in metrics.items() if not name.startswith("loss")}
     return metrics
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from dpo_cli.engine.engine import Engine
 from dpo_cli.errors import NumericsError, Preempted, StorageError
 from dpo_cli.evaluation.preferences import evaluate_preferences
 from dpo_cli.evaluation.samples import Samples
+from dpo_cli.objective import LossState, Objective
 from dpo_cli.tracking.console import Console
 from dpo_cli.tracking.trackers import JsonLines, Tracker, WandB, wandb_mode
 from dpo_cli.training import checkpoint
 from dpo_cli.training.checkpoint import Checkpoint, TrainingState
 from dpo_cli.training.guards import StopRequest
 from dpo_cli.training.loop import Window
-from dpo_cli.training.step import Objective
 
 
 def open_trackers(config: TrainConfig, run_dir: Path, resumed: Checkpoint | None, console: Console) -> list[Tracker]:
@@ -55,6 +55,15 @@ def _is_of(found: Checkpoint, run_dir: Path) -> bool:
     return found.folder.resolve().is_relative_to(run_dir.resolve())
 
 
+_SAID = {
+    "loss": "loss",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "rewards/chosen": "chosen",
+    "rewards/rejected": "rejected",
+}
+
+
 @dataclass
 class RunHooks:
     """One rank's side of a run between updates; all ranks call its methods alike."""
@@ -64,6 +73,7 @@ class RunHooks:
     rows: Rows
     scorer: Scorer
     engine: Engine
+    reference: Reference
     objective: Objective
     token_budget: int
     fingerprint: str
@@ -73,14 +83,16 @@ class RunHooks:
     trackers: list[Tracker]
     console: Console
     stop: StopRequest
+    window: Window
+    """What happened since the newest line of metrics."""
+    loss_state: LossState = field(default_factory=dict)
+    """What the loss remembers."""
     best: dict[str, Any] = field(default_factory=dict)
     """Step and value of the best evaluation by ``train.keep_best``."""
     latest: dict[str, float] = field(default_factory=dict)
     """The newest value of every metric."""
     advance: Callable[..., None] = lambda *_: None
     """Told of updates done."""
-    window: Window = field(default_factory=Window)
-    """What happened since the newest line of metrics."""
     logged: int = 0
     """The update of the newest line of metrics."""
 
@@ -88,6 +100,14 @@ class RunHooks:
     def first(self) -> bool:
         """Whether this rank writes."""
         return distributed.rank() == 0
+
+    def updated(self, step: int, state: LossState) -> None:
+        """After every update: the loss's state is kept for checkpoints, and a reference that follows moves."""
+        self.loss_state = state
+        moves = self.config.reference
+        if moves.update_every is not None and step % moves.update_every == 0:
+            assert moves.update_mix is not None
+            self.reference.follow(self.engine.weights(), moves.update_mix)
 
     def track(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics to every tracker."""
@@ -98,7 +118,8 @@ class RunHooks:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """A line of training metrics."""
         self.track(step, metrics)
-        note = f"loss {metrics['loss']:.4f}  accuracy {metrics['rewards/accuracies']:.2f}"
+        accuracy = metrics.get("rewards/accuracies")
+        note = f"loss {metrics['loss']:.4f}" + ("" if accuracy is None else f"  accuracy {accuracy:.2f}")
         self.advance(step - self.logged, note)
         self.logged = step
 
@@ -110,19 +131,15 @@ class RunHooks:
         with self.console.phase("evaluate", len(groups), "rows") as advance:
             metrics = evaluate_preferences(
                 self.engine,
-                groups,
-                self.objective.loss,
-                self.objective.reference,
-                beta=self.objective.beta,
-                share=self.objective.share,
+                replace(self.objective, groups=groups, mismatched=self.rows.mismatched_held_out),
                 lengths=[self.scorer.lengths(group) for group in groups],
                 token_budget=self.token_budget,
                 advance=advance,
             )
         self.track(step, {f"eval/{name}": value for name, value in metrics.items()})
         self.console.say(
-            f"held out after {step} updates: loss {metrics['loss']:.4f}, "
-            f"accuracy {metrics['rewards/accuracies']:.3f}, margin {metrics['rewards/margins']:.3f}"
+            f"held out after {step} updates: "
+            + ", ".join(f"{label} {metrics[name]:.4f}" for name, label in _SAID.items() if name in metrics)
         )
         if not math.isfinite(metrics["loss"]):
             raise NumericsError(
@@ -148,11 +165,20 @@ class RunHooks:
             dict(self.settings),
             wandb_id=wandb_id,
             best=self.best,
+            loss=self.loss_state,
             pending=distributed.sums(self.window.sums.values),
         )
         folder = self.run_dir / "checkpoints"
         try:
-            checkpoint.write(folder, state, self.engine.weights(), self.engine.moments(), first=self.first)
+            moved = None if self.config.reference.update_every is None else self.reference.live
+            checkpoint.write(
+                folder,
+                state,
+                self.engine.weights(),
+                self.engine.moments(),
+                reference=None if moved is None else moved.named_parameters(),
+                first=self.first,
+            )
         except OSError as error:
             raise StorageError(
                 f"the checkpoint of update {step} could not be written ({error.strerror or error}); earlier ones are "

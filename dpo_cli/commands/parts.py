@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo_cli.config import DataConfig, ModelConfig, ReferenceConfig
 from dpo_cli.data.collate import FlatBatch, flat_length
+from dpo_cli.data.formats import Columns
+from dpo_cli.data.kinds import mismatch
 from dpo_cli.data.load import Data, load_data
 from dpo_cli.data.template import set_chat_template
 from dpo_cli.data.types import Group
 from dpo_cli.distributed import device, rank
 from dpo_cli.errors import DpoError
+from dpo_cli.losses import Kind, Loss
 from dpo_cli.model.attention import own_attention
 from dpo_cli.model.load import LoadedModel, load_model, load_tokenizer
 from dpo_cli.model.policy import Policy
@@ -40,14 +43,17 @@ class Rows:
 
     tokenizer: PreTrainedTokenizerBase
     data: Data
+    mismatched: list[Group] = field(default_factory=list)
+    """For each training row its prompt with an answer to another, where the loss asks for that."""
+    mismatched_held_out: list[Group] = field(default_factory=list)
 
     @property
     def all(self) -> list[Group]:
-        """Training and held-out rows."""
-        return [*self.data.train, *self.data.held_out]
+        """Everything that is scored."""
+        return [*self.data.train, *self.data.held_out, *self.mismatched, *self.mismatched_held_out]
 
 
-def load_rows(model: ModelConfig, data: DataConfig, seed: int, console: Console) -> Rows:
+def load_rows(model: ModelConfig, data: DataConfig, loss: Loss, seed: int, console: Console) -> Rows:
     """Read, check and tokenise the rows; nothing of the model but its tokenizer is touched."""
     tokenizer = load_tokenizer(model.path, model.revision)
     if model.chat_template is not None:
@@ -69,8 +75,13 @@ def load_rows(model: ModelConfig, data: DataConfig, seed: int, console: Console)
         seed=seed,
         tokenizer=tokenizer,
         phase=console.phase,
+        kind=loss.kind,
+        columns=Columns(data.weight, data.margin, data.label_prob),
     )
-    return Rows(tokenizer, loaded)
+    if not loss.columns("mismatched"):
+        return Rows(tokenizer, loaded)
+    others, held_others = (mismatch(side, seed, data.max_length) for side in (loaded.train, loaded.held_out))
+    return Rows(tokenizer, loaded, others, held_others)
 
 
 @dataclass(frozen=True)
@@ -92,13 +103,28 @@ class Scorer:
 class Reference:
     """Where reference log-probs come from."""
 
-    lookup: Callable[[FlatBatch], Tensor]
-    """``[M]`` of a batch."""
+    lookup: Callable[[FlatBatch], Tensor] | None
+    """``[M]`` of a batch; None where the loss needs none."""
     policy: Callable[[], Policy]
     """The reference model itself, for rows that were not known before; loaded when it is asked for."""
     counts: ReferenceCounts
     identity: dict[str, Any]
     store: Path | None
+    live: Policy | None = None
+    """The second model in memory, if there is one."""
+
+    def follow(self, weights: Iterable[tuple[str, Tensor]], mix: float) -> None:
+        """TR-DPO (Gorbatovski et al. 2024, eq. 8 and 9): ``mix`` x the policy + (1 - mix) x the reference as it was.
+
+        Args:
+            weights: the policy's, by parameter name; whole on every rank.
+            mix: 1 puts the policy in the reference's place.
+        """
+        assert self.live is not None
+        reference = dict(self.live.named_parameters())
+        with torch.no_grad():
+            for name, weight in weights:
+                reference[name].lerp_(weight.to(reference[name]), mix)
 
 
 @dataclass(frozen=True)
@@ -145,14 +171,15 @@ class Setup:
         attention = f"plain, one sequence per answer: {why_not}"
         return Scorer(Policy(loaded.model, precision=self.precision, groups=False), loaded, attention)
 
-    def make_reference(self, *, groups: bool, scorer: Scorer | None) -> Reference:
-        """The reference for all rows: from the store, filled first where it lacks some; or a second model.
+    def make_reference(self, *, groups: bool, scorer: Scorer | None, needed: bool) -> Reference:
+        """The reference for all rows: from the store, filled first where it lacks some; or a second model; or none.
 
         All ranks must call it.
 
         Args:
             groups: the attention path.
             scorer: the model of ``model.path`` as it is before training, if it is there already; it is not kept.
+            needed: whether the loss makes use of it; without, nothing is computed.
         """
         config, console, rows = self.reference, self.console, self.rows
         path, revision = reference_place(config, self.model)
@@ -170,9 +197,11 @@ class Setup:
                 raise DpoError(f"reference {path}: attention is {found.attention}; use model.attention=plain for both")
             return found.policy
 
+        if not needed:
+            return Reference(None, lambda: self.load(path, revision).policy, ReferenceCounts(0, 0), identity, None)
         if config.mode == "live":
             live = (copy.deepcopy(usable.policy) if usable is not None else policy()).eval().requires_grad_(False)
-            return Reference(_live(live), lambda: live, ReferenceCounts(0, 0), identity, None)
+            return Reference(_live(live), lambda: live, ReferenceCounts(0, 0), identity, None, live)
         store = ReferenceStore(cache / "reference", identity)
         lacking = len(store.missing(rows.all)) if rank() == 0 else 0
         with console.phase("reference", lacking, "rows") if lacking else nullcontext(lambda _: None) as advance:
@@ -217,14 +246,14 @@ def cache_folder(configured: str | None) -> Path:
     return Path(configured or os.environ.get("DPO_CACHE") or Path.home() / ".cache" / "dpo").expanduser()
 
 
-def describe_rows(rows: Rows) -> str:
+def describe_rows(rows: Rows, kind: Kind) -> str:
     """For people: how many rows of how many tokens."""
     parts = []
     for name, groups in (("training", rows.data.train), ("held out", rows.data.held_out)):
         if groups:
-            pairs = sum(group.comparisons for group in groups)
+            count = sum(group.count(kind) for group in groups)
             tokens = [len(group.prompt_ids) + int(np.mean([len(a) for a in group.answers])) for group in groups]
-            parts.append(f"{name} {pairs:,} pairs (median {_median(tokens)} tokens, longest {max(tokens)})")
+            parts.append(f"{name} {count:,} {kind} (median {_median(tokens)} tokens, longest {max(tokens)})")
     return "; ".join(parts)
 
 

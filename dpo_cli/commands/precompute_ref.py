@@ -9,6 +9,7 @@ from dpo_cli import distributed
 from dpo_cli.commands.parts import Setup, describe_rows, load_rows, resolve_precision, resolve_token_budget
 from dpo_cli.config import TrainConfig
 from dpo_cli.errors import DpoError
+from dpo_cli.losses import make_loss
 from dpo_cli.tracking.console import Console
 from dpo_cli.training.guards import stop_on_signals
 
@@ -28,10 +29,13 @@ def run(config: TrainConfig) -> None:
 
 
 def _fill(config: TrainConfig, console: Console, started: float) -> None:
-    rows = load_rows(config.model, config.data, config.seed, console)
+    loss = make_loss(config.loss.settings())
+    if not loss.needs_reference:
+        raise DpoError(f"loss={config.loss.name} needs no reference: there is nothing to compute")
+    rows = load_rows(config.model, config.data, loss, config.seed, console)
     distributed.start()
     try:
-        console.say(describe_rows(rows))
+        console.say(describe_rows(rows, loss.kind))
         precision = str(distributed.from_first(resolve_precision(config.train.precision, config.reference.cache_dir)))
 
         setup = Setup(
@@ -44,7 +48,7 @@ def _fill(config: TrainConfig, console: Console, started: float) -> None:
         )
         scorer = setup.load_policy()
         console.say(f"attention: {scorer.attention}")
-        reference = setup.make_reference(groups=scorer.policy.groups, scorer=scorer)
+        reference = setup.make_reference(groups=scorer.policy.groups, scorer=scorer, needed=True)
     finally:
         distributed.stop()
     counts = reference.counts

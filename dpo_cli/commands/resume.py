@@ -55,6 +55,7 @@ def update_settings(config: TrainConfig, precision: str, reference_files: Mappin
         "train.precision": precision,
         "seed": config.seed,
         "reference": dict(reference_files),
+        "reference.update": [config.reference.update_every, config.reference.update_mix],
     }
 
 

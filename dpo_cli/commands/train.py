@@ -34,8 +34,9 @@ from dpo_cli.engine.schedule import learning_rate
 from dpo_cli.engine.settings import deepspeed_config
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.evaluation.samples import Samples
-from dpo_cli.losses import NAMES, get_loss
+from dpo_cli.losses import Loss, Sums, make_loss
 from dpo_cli.model.flops import FlopsModel, peak_flops
+from dpo_cli.objective import Objective
 from dpo_cli.reference.fingerprint import reference_files
 from dpo_cli.run_folder import RunRecord, check_free, identity, new_run_dir
 from dpo_cli.tracking.console import Console
@@ -43,8 +44,7 @@ from dpo_cli.tracking.trackers import JsonLines
 from dpo_cli.training.checkpoint import Checkpoint
 from dpo_cli.training.export import export
 from dpo_cli.training.guards import StopRequest, check_finite, check_zero_margin, stop_on_signals, zero_margin_gap
-from dpo_cli.training.loop import Rhythm, Work, fit, memory
-from dpo_cli.training.step import Objective
+from dpo_cli.training.loop import Rhythm, Window, Work, fit, memory
 
 _CHECKED_GROUPS = 4
 """Rows on which the loss at the start is checked."""
@@ -60,14 +60,15 @@ def run(config: TrainConfig) -> None:
     console = Console(silent=os.environ.get("RANK", "0") != "0")
     if config.run_dir is not None and not _goes_on_in(Path(config.run_dir), config.resume):
         check_free(Path(config.run_dir))
-    if config.train.keep_best is not None and config.train.keep_best not in NAMES:
-        raise DpoError(f"train.keep_best={config.train.keep_best}: expected one of {', '.join(NAMES)}")
+    loss = make_loss(config.loss.settings())
+    if config.train.keep_best is not None and config.train.keep_best not in loss.metric_names:
+        raise DpoError(f"train.keep_best={config.train.keep_best}: expected one of {', '.join(loss.metric_names)}")
     deepspeed_config(zero_stage=0, max_grad_norm=None, extra=config.engine.deepspeed)  # refuses what conflicts, early
     with stop_on_signals() as stop:
-        rows = load_rows(config.model, config.data, config.seed, console)
+        rows = load_rows(config.model, config.data, loss, config.seed, console)
         distributed.start()
         try:
-            _in_folder(config, rows, console, stop, started)
+            _in_folder(config, loss, rows, console, stop, started)
         finally:
             distributed.stop()
 
@@ -77,7 +78,9 @@ def _goes_on_in(run_dir: Path, resume: str) -> bool:
     return resume == "auto" or (resume != "none" and Path(resume).resolve().is_relative_to(run_dir.resolve()))
 
 
-def _in_folder(config: TrainConfig, rows: Rows, console: Console, stop: StopRequest, started: float) -> None:
+def _in_folder(
+    config: TrainConfig, loss: Loss, rows: Rows, console: Console, stop: StopRequest, started: float
+) -> None:
     """Train in the run's folder, and keep its record."""
     first = distributed.rank() == 0
     known = None if config.run_dir is None else Path(config.run_dir)
@@ -103,9 +106,9 @@ def _in_folder(config: TrainConfig, rows: Rows, console: Console, stop: StopRequ
     record = RunRecord(run_dir, writes=first)
     record.update(status="running", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), error=None, **identity())
     record.update(data={**rows.data.counts, "fingerprint": data}, precision=precision)
-    console.say(describe_rows(rows))
+    console.say(describe_rows(rows, loss.kind))
     try:
-        _Run(config, rows, data, precision, run_dir, record, console, stop).go(resumed, started)
+        _Run(config, loss, rows, data, precision, run_dir, record, console, stop).go(resumed, started)
     except BaseException as error:
         code = int(error.exit_code if isinstance(error, DpoError) else ExitCode.INTERNAL)
         status = "preempted" if code == ExitCode.PREEMPTED else "failed"
@@ -136,6 +139,7 @@ class _Run:
     """One rank's part of a run, from a model on disk to a trained one."""
 
     config: TrainConfig
+    loss: Loss
     rows: Rows
     data: str
     """Fingerprint of the training rows."""
@@ -152,18 +156,21 @@ class _Run:
         budget = resolve_token_budget(config.train.tokens_per_micro_batch)
         setup = Setup(config.model, config.reference, self.rows, self.precision, budget, self.console)
         scorer = setup.load_policy()
-        reference = setup.make_reference(groups=scorer.policy.groups, scorer=scorer)
+        needed = self.loss.needs_reference
+        reference = setup.make_reference(groups=scorer.policy.groups, scorer=scorer, needed=needed)
         self._describe(scorer, reference)
         objective = Objective(
             groups=self.rows.data.train,
-            share=scorer.policy.groups,
-            loss=get_loss(**config.loss.model_dump()),
+            loss=self.loss,
             reference=reference.lookup,
-            beta=config.loss.beta,
+            share=scorer.policy.groups,
+            mismatched=self.rows.mismatched,
         )
         work = self._work(scorer)
         plan = self._plan(work, budget, padded=not scorer.policy.groups)
         engine = self._engine(scorer, resumed)
+        if resumed is not None and config.reference.update_every is not None:
+            reference.follow(resumed.reference().items(), 1.0)
         self._check_start(engine, objective, must_be_zero=resumed is None and config.reference.path is None)
         trackers = open_trackers(config, self.run_dir, resumed, self.console)
         hooks = RunHooks(
@@ -172,6 +179,7 @@ class _Run:
             self.rows,
             scorer,
             engine,
+            reference,
             objective,
             budget,
             self.data,
@@ -179,6 +187,7 @@ class _Run:
             trackers,
             self.console,
             self.stop,
+            Window(Sums(self.loss.metric_names)),
         )
         for tracker in trackers:
             if isinstance(tracker, JsonLines):
@@ -229,8 +238,11 @@ class _Run:
         if scorer.loaded.dropout:
             say(f"dropout: off ({', '.join(f'{k} was {v}' for k, v in scorer.loaded.dropout.items())})")
         say(f"attention: {scorer.attention}")
-        source = "a second model in memory" if reference.store is None else f"log-probs in {reference.store}"
-        say(f"reference: {config.reference.path or config.model.path}, {source} ({counts})")
+        if reference.lookup is None:
+            say(f"reference: none, as loss={config.loss.name} needs none")
+        else:
+            source = "a second model in memory" if reference.store is None else f"log-probs in {reference.store}"
+            say(f"reference: {config.reference.path or config.model.path}, {source} ({counts})")
         self.record.update(
             reference={
                 "identity": reference.identity,
@@ -251,7 +263,7 @@ class _Run:
 
     def _plan(self, work: Work, budget: int, *, padded: bool) -> Plan:
         settings = self.config.train
-        comparisons = [group.comparisons for group in self.rows.data.train]
+        comparisons = [group.count(self.loss.kind) for group in self.rows.data.train]
         world_size = distributed.world_size()
         plan = Plan(
             work.tokens,
@@ -268,7 +280,7 @@ class _Run:
         last = plan[len(plan) - 1].comparisons
         smaller = f" (the last of each epoch smaller: {last})" if last < settings.batch_size else ""
         self.console.say(
-            f"training: {len(plan)} updates of {settings.batch_size} pairs{smaller}, {world_size} "
+            f"training: {len(plan)} updates of {settings.batch_size} {self.loss.kind}{smaller}, {world_size} "
             f"process{'es' if world_size > 1 else ''}, ZeRO {self._zero_stage()}, {budget} tokens a micro-batch"
         )
         return plan
@@ -296,6 +308,8 @@ class _Run:
         return engine
 
     def _check_start(self, engine: Engine, objective: Objective, *, must_be_zero: bool) -> None:
+        if objective.reference is None:
+            return  # there is no policy = reference to be at
         gap, noise = zero_margin_gap(engine, objective.groups[:_CHECKED_GROUPS], objective)
         self.record.update(zero_margin={"gap": gap, "noise": noise})
         self.console.say(check_zero_margin(gap, noise, must_be_zero=must_be_zero))
@@ -307,7 +321,7 @@ class _Run:
         start = 0 if resumed is None else resumed.state.step
         hooks.logged = start
         if resumed is not None:
-            hooks.best = resumed.state.best
+            hooks.best, hooks.loss_state = resumed.state.best, resumed.state.loss
             if resumed.state.pending and hooks.first:
                 hooks.window.sums.values = resumed.state.pending
 
@@ -324,7 +338,18 @@ class _Run:
 
         rhythm = Rhythm(settings.log_every, settings.eval_every, settings.save_every)
         with self.console.phase("train", len(plan) - start, "updates") as hooks.advance:
-            fit(engine, plan, objective, rate, hooks, start=start, rhythm=rhythm, work=work, window=hooks.window)
+            fit(
+                engine,
+                plan,
+                objective,
+                rate,
+                hooks,
+                start=start,
+                rhythm=rhythm,
+                work=work,
+                window=hooks.window,
+                state=hooks.loss_state,
+            )
 
     def _card(self, hooks: RunHooks, updates: int) -> str:
         return model_card(self.config, len(self.rows.data.train), hooks.latest, updates)

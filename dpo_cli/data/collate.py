@@ -53,10 +53,12 @@ class FlatBatch:
     """``[M]``: for each token of each answer in order, an index into ``[N]``; shared tokens stand several times."""
     answer: np.ndarray
     """``[M]``: the answer each token belongs to, counted through the batch."""
-    winners: np.ndarray
-    """``[B]``: answer indices."""
-    losers: np.ndarray
-    """``[B]``"""
+    prompt_tokens: np.ndarray
+    """``[Q]``: for each predicted token of a prompt, an index into ``[N]``; empty unless asked for."""
+    prompt_answer: np.ndarray
+    """``[Q]``: the answer whose prompt it is of; a shared prompt stands once per answer."""
+    preferences: dict[str, np.ndarray | None]
+    """What is preferred in the batch, by answer index: the fields of ``losses.Preferences`` but ``rows``."""
     groups: tuple[Group, ...] = field(repr=False)
     """The groups themselves, for looking up their reference log-probs."""
 
@@ -94,13 +96,38 @@ def split_answers(groups: Sequence[Group]) -> list[Group]:
     return [Group(group.prompt_ids, (answer,), (), group.source) for group in groups for answer in group.answers]
 
 
-def collate(groups: Sequence[Group], *, share: bool = True) -> FlatBatch:
+def preference_arrays(groups: Sequence[Group]) -> dict[str, np.ndarray | None]:
+    """What is preferred in groups that lie end to end, by answer index: see ``losses.Preferences``."""
+    sizes = [len(group.answers) for group in groups]
+    firsts = np.cumsum(sizes) - sizes
+    pairs = [(first, pair) for first, group in zip(firsts, groups, strict=True) for pair in group.pairs]
+    judged = [(first, group) for first, group in zip(firsts, groups, strict=True) if group.labels]
+    ranked = [(first, group) for first, group in zip(firsts, groups, strict=True) if group.ranks]
+    probs = [pair.label_prob for _, pair in pairs]
+    return {
+        "winners": np.array([first + pair.winner for first, pair in pairs], dtype=np.int64),
+        "losers": np.array([first + pair.loser for first, pair in pairs], dtype=np.int64),
+        "weights": np.array([pair.weight for _, pair in pairs], dtype=np.float64),
+        "margins": np.array([pair.margin for _, pair in pairs], dtype=np.float64),
+        "label_probs": np.array(probs, dtype=np.float64) if probs and None not in probs else None,
+        "labelled": _int64([first + np.arange(len(group.labels)) for first, group in judged]),
+        "labels": np.array([label for _, group in judged for label in group.labels], dtype=bool),
+        "label_weights": np.repeat([group.weight for _, group in judged], [len(group.labels) for _, group in judged]),
+        "ranked": _int64([first + np.arange(len(group.ranks)) for first, group in ranked]),
+        "ranks": np.array([rank for _, group in ranked for rank in group.ranks], dtype=np.int64),
+        "ranking": np.repeat(np.arange(len(ranked)), [len(group.ranks) for _, group in ranked]),
+        "ranking_weights": np.array([group.weight for _, group in ranked], dtype=np.float64),
+    }
+
+
+def collate(groups: Sequence[Group], *, share: bool = True, predict_prompts: bool = False) -> FlatBatch:
     """Lay groups end to end.
 
     Args:
         groups: at least one.
         share: run each prompt once for all its answers. Without, every answer is a sequence of its own, prompt
             included, and has a Layout of its own (no branch 1); results come in the same order either way.
+        predict_prompts: predict the prompts' tokens too, all but the first of each.
     """
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
@@ -108,14 +135,11 @@ def collate(groups: Sequence[Group], *, share: bool = True) -> FlatBatch:
     predicting: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     answer_tokens: list[np.ndarray] = []
+    prompt_tokens: list[np.ndarray] = []
+    prompt_answer: list[np.ndarray] = []
     lengths: list[int] = []
-    winners: list[int] = []
-    losers: list[int] = []
     start = tokens = 0
     for group in groups:
-        first_answer = len(lengths)
-        winners += [first_answer + winner for winner, _ in group.pairs]
-        losers += [first_answer + loser for _, loser in group.pairs]
         for part in [group] if share else split_answers([group]):
             shared = shared_prefix(part.answers)
             trunk = len(part.prompt_ids) + shared
@@ -126,6 +150,14 @@ def collate(groups: Sequence[Group], *, share: bool = True) -> FlatBatch:
             targets.append(part.answers[0][:shared])
             shared_tokens = tokens + np.arange(shared)
             tokens += shared
+            if predict_prompts:
+                of_prompt = len(part.prompt_ids) - 1
+                predicting.append(start + np.arange(of_prompt))
+                targets.append(part.prompt_ids[1:])
+                for owner in range(len(lengths), len(lengths) + len(part.answers)):
+                    prompt_tokens.append(tokens + np.arange(of_prompt))
+                    prompt_answer.append(np.full(of_prompt, owner))
+                tokens += of_prompt
             branch_start = start + trunk
             branches: list[int] = []
             for answer in part.answers:
@@ -151,11 +183,12 @@ def collate(groups: Sequence[Group], *, share: bool = True) -> FlatBatch:
         targets=_int64(targets),
         answer_tokens=_int64(answer_tokens),
         answer=np.repeat(np.arange(len(lengths)), lengths),
-        winners=np.array(winners, dtype=np.int64),
-        losers=np.array(losers, dtype=np.int64),
+        prompt_tokens=_int64(prompt_tokens),
+        prompt_answer=_int64(prompt_answer),
+        preferences=preference_arrays(groups),
         groups=tuple(groups),
     )
 
 
 def _int64(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts).astype(np.int64)
+    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)

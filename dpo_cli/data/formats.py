@@ -4,35 +4,57 @@
 prompt, chosen, rejected        each text or messages; messages may repeat the prompt before the answer
 chosen, rejected                whole dialogues, as messages or as hh-rlhf's "Human: ... Assistant: ..." text
 conversations, chosen, rejected ShareGPT: turns with ``from`` and ``value``
+prompt, completion, label       one answer with thumbs up (true) or down; completion may be text or messages
+messages, label                 the same, as one whole dialogue
+prompt, completions, scores     several answers, a higher score is better; equal scores are not compared
+prompt, completions, ranks      several answers, a lower rank is better
 ==============================  =====================================================================
 
-Other columns are ignored.
+Other columns are ignored, but those that ``Columns`` names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import combinations, islice, permutations, zip_longest
 from typing import Any, Literal
 
 from dpo_cli.data.sources import Row
-from dpo_cli.data.types import Example, Message
+from dpo_cli.data.types import Example, Message, Pair
 from dpo_cli.errors import DataError
 
 SHOWN = 10
 """Bad rows named in a message."""
 _SHAPES = (
-    "prompt, chosen, rejected; or chosen, rejected (whole dialogues); or conversations, chosen, rejected (ShareGPT)"
+    "prompt, chosen, rejected; or chosen, rejected (whole dialogues); or conversations, chosen, rejected (ShareGPT); "
+    "or prompt, completion, label; or messages, label; or prompt, completions, scores (or ranks)"
 )
 _ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
 _ROLES |= {"human": "user"} | dict.fromkeys(("gpt", "chatgpt", "bing", "bard"), "assistant")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 Content = str | list[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Columns that say more about a comparison; None = none does."""
+
+    weight: str | None = None
+    """How much the row counts: a number that is not negative."""
+    margin: str | tuple[str, str] | None = None
+    """By how much the winner should win: a number; or two columns whose difference it is; of ranked rows a list with
+    a number per answer."""
+    label_prob: str | None = None
+    """The probability that the chosen answer is the better one."""
+
+
+NO_COLUMNS = Columns()
 
 
 class BadRowError(ValueError):
@@ -53,7 +75,12 @@ class ReadCounts:
 
 
 def read_examples(
-    rows: Iterable[Row], *, limit: int | None, on_bad_row: Literal["raise", "skip"], name: str = "data"
+    rows: Iterable[Row],
+    *,
+    limit: int | None,
+    on_bad_row: Literal["raise", "skip"],
+    name: str = "data",
+    columns: Columns = NO_COLUMNS,
 ) -> tuple[list[Example], ReadCounts]:
     """Every row's Example, in order.
 
@@ -62,6 +89,7 @@ def read_examples(
         limit: read only so many rows; None = all.
         on_bad_row: stop at the tenth bad row or the end, with all of them in the message; or leave them out.
         name: of the data, for a message.
+        columns: that are read besides prompt and answers.
 
     Raises:
         DataError: bad rows (``raise``), or no usable row.
@@ -73,7 +101,7 @@ def read_examples(
     for row in islice(rows, limit):
         read += 1
         try:
-            example = to_example(row)
+            example = to_example(row, columns)
         except BadRowError as problem:
             bad += 1
             if bad <= SHOWN:
@@ -96,14 +124,18 @@ def content_hash(content: Any) -> bytes:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
 
 
-def to_example(row: Row) -> Example:
-    """The row as prompt and two answers, chosen first.
+def to_example(row: Row, columns: Columns = NO_COLUMNS) -> Example:
+    """The row as prompt and answers, and what is said of them.
 
     Raises:
         BadRowError: no known shape, a field that is missing or of the wrong kind, a dialogue that doesn't end in an
             assistant turn or whose sides differ before it, an empty answer, or two equal answers.
     """
     values = row.values
+    if "completions" in values:
+        return _ranked(row, columns)
+    if "label" in values and ("completion" in values or "messages" in values):
+        return _judged(row, columns)
     missing = [column for column in ("chosen", "rejected") if column not in values]
     if missing:
         raise BadRowError(f"no column {' or '.join(missing)}: found {', '.join(sorted(values))}; expected {_SHAPES}")
@@ -112,24 +144,131 @@ def to_example(row: Row) -> Example:
     prompt: Content
     answers: list[str] | list[list[Message]]
     if prompt_column is None:
-        prompt, answers = _split(_whole_dialogue(chosen, "chosen"), _whole_dialogue(rejected, "rejected"))
+        prompt, answers = _split(
+            {"chosen": _whole_dialogue(chosen, "chosen"), "rejected": _whole_dialogue(rejected, "rejected")}
+        )
     else:
-        prompt = _content(values[prompt_column], prompt_column)
-        if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-            answers = [chosen, rejected]
-        else:
-            prompt, answers = _split(_dialogue(prompt, chosen, "chosen"), _dialogue(prompt, rejected, "rejected"))
-    _check_answers(answers)
-    return Example(prompt, answers, ((0, 1),), row.source)
+        prompt, answers = _prompt_and_answers(
+            _content(values[prompt_column], prompt_column), {"chosen": chosen, "rejected": rejected}
+        )
+    _check_answers(answers, ("chosen", "rejected"))
+    pair = Pair(0, 1, _weight(values, columns), _margin(values, columns, 0, 1), _label_prob(values, columns))
+    return Example(prompt, answers, (pair,), row.source)
 
 
-def _check_answers(answers: Sequence[Content]) -> None:
-    for column, answer in zip(("chosen", "rejected"), answers, strict=True):
+def _ranked(row: Row, columns: Columns) -> Example:
+    values = row.values
+    listed = _list_of(values, "completions", str | list | dict)
+    names = [f"completions, answer {number}" for number in range(1, len(listed) + 1)]
+    contents = {name: _content(value, name) for name, value in zip(names, listed, strict=True)}
+    prompt, answers = _prompt_and_answers(_content(values.get("prompt"), "prompt"), contents)
+    _check_answers(answers, names)
+    if columns.label_prob is not None:
+        raise BadRowError(f"{columns.label_prob}: a probability is of one comparison, and this row has several")
+    column = next((name for name in ("scores", "ranks") if name in values), None)
+    if column is None:
+        raise BadRowError("no column scores or ranks beside completions")
+    given = [float(value) for value in _list_of(values, column, int | float)]
+    if len(given) != len(answers) or not all(map(math.isfinite, given)):
+        raise BadRowError(f"{column}: expected {len(answers)} finite numbers, one per answer, found {len(given)}")
+    order = sorted(set(given), reverse=column == "scores")
+    ranks = tuple(order.index(value) for value in given)
+    weight = _weight(values, columns)
+    pairs = tuple(
+        Pair(better, worse, weight, _margin(values, columns, better, worse))
+        for better, worse in permutations(range(len(ranks)), 2)
+        if ranks[better] < ranks[worse]
+    )
+    return Example(prompt, answers, pairs, row.source, ranks=ranks, weight=weight)
+
+
+def _judged(row: Row, columns: Columns) -> Example:
+    values = row.values
+    label = values["label"]
+    if label not in (True, False):  # which 1 and 0 are equal to
+        raise BadRowError(f"label: expected true or false, found {label!r}")
+    if "completion" in values:
+        prompt, answers = _prompt_and_answers(
+            _content(values.get("prompt"), "prompt"), {"completion": _content(values["completion"], "completion")}
+        )
+    else:
+        prompt, answers = _split({"messages": _whole_dialogue(_content(values["messages"], "messages"), "messages")})
+    _check_answers(answers, ("completion" if "completion" in values else "messages",))
+    unusable = [name for name in (columns.margin, columns.label_prob) if name is not None]
+    if unusable:
+        raise BadRowError(f"{unusable[0]}: a margin or probability is of a comparison, and this row has one answer")
+    return Example(prompt, answers, (), row.source, labels=(bool(label),), weight=_weight(values, columns))
+
+
+def _prompt_and_answers(
+    prompt: Content, answers: Mapping[str, Content]
+) -> tuple[Content, list[str] | list[list[Message]]]:
+    """Prompt and answers, by the names of their columns; all text, or all messages."""
+    texts = [answer for answer in answers.values() if isinstance(answer, str)]
+    if isinstance(prompt, str) and len(texts) == len(answers):
+        return prompt, texts
+    return _split({column: _dialogue(prompt, answer, column) for column, answer in answers.items()})
+
+
+def _list_of(values: Mapping[str, Any], column: str, kind: Any) -> list[Any]:
+    value = values[column]
+    if not isinstance(value, list) or not value:
+        raise BadRowError(f"{column}: expected a list of at least one, found {_kind(value) if value != [] else 'none'}")
+    for number, item in enumerate(value, start=1):
+        if not isinstance(item, kind) or isinstance(item, bool):
+            raise BadRowError(f"{column}, number {number}: found {_kind(item)}")
+    return value
+
+
+def _weight(values: Mapping[str, Any], columns: Columns) -> float:
+    if columns.weight is None:
+        return 1.0
+    weight = _number(values, columns.weight)
+    if weight < 0:
+        raise BadRowError(f"{columns.weight}: expected a weight that is not negative, found {weight:g}")
+    return weight
+
+
+def _margin(values: Mapping[str, Any], columns: Columns, better: int, worse: int) -> float:
+    """Of the answers with these numbers."""
+    if columns.margin is None:
+        return 0.0
+    if not isinstance(columns.margin, str):
+        high, low = columns.margin
+        return _number(values, high) - _number(values, low)
+    value = values.get(columns.margin)
+    if isinstance(value, list):
+        numbers = _list_of(values, columns.margin, int | float)
+        if max(better, worse) >= len(numbers):
+            raise BadRowError(f"{columns.margin}: expected a number per answer, found {len(numbers)}")
+        return float(numbers[better]) - float(numbers[worse])
+    return _number(values, columns.margin)
+
+
+def _label_prob(values: Mapping[str, Any], columns: Columns) -> float | None:
+    if columns.label_prob is None:
+        return None
+    probability = _number(values, columns.label_prob)
+    if not 0 <= probability <= 1:
+        raise BadRowError(f"{columns.label_prob}: expected a probability, found {probability:g}")
+    return probability
+
+
+def _number(values: Mapping[str, Any], column: str) -> float:
+    value = values.get(column)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRowError(f"{column}: expected a number, found {value if column in values else 'no such column'}")
+    return float(value)
+
+
+def _check_answers(answers: Sequence[Content], names: Sequence[str]) -> None:
+    for name, answer in zip(names, answers, strict=True):
         text = answer if isinstance(answer, str) else answer[0]["content"]
         if not text.strip():
-            raise BadRowError(f"{column} is empty")
-    if answers[0] == answers[1]:
-        raise BadRowError("chosen and rejected are the same")
+            raise BadRowError(f"{name} is empty")
+    for first, second in combinations(range(len(answers)), 2):
+        if answers[first] == answers[second]:
+            raise BadRowError(f"{names[first]} and {names[second]} are the same")
 
 
 def _dialogue(prompt: Content, answer: Content, column: str) -> list[Message]:
@@ -167,21 +306,23 @@ def _parse_hh(text: str, column: str) -> list[Message]:
     ]
 
 
-def _split(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """The two dialogues' common prompt and their last turns."""
-    for column, dialogue in (("chosen", chosen), ("rejected", rejected)):
+def _split(dialogues: Mapping[str, list[Message]]) -> tuple[list[Message], list[list[Message]]]:
+    """The dialogues' common prompt and their last turns; by the names of their columns."""
+    for column, dialogue in dialogues.items():
         if dialogue[-1]["role"] != "assistant":
             raise BadRowError(f"{column}: expected an assistant turn at the end, found {dialogue[-1]['role']}")
-    prompt = chosen[:-1]
-    if prompt != rejected[:-1]:
-        turns = enumerate(zip_longest(prompt, rejected[:-1]), start=1)
-        first = next(number for number, (one, other) in turns if one != other)
-        raise BadRowError(f"chosen and rejected differ before the last turn, from message {first} on")
+    (name, first), *others = dialogues.items()
+    prompt = first[:-1]
+    for column, dialogue in others:
+        if prompt != dialogue[:-1]:
+            turns = enumerate(zip_longest(prompt, dialogue[:-1]), start=1)
+            place = next(number for number, (one, other) in turns if one != other)
+            raise BadRowError(f"{name} and {column} differ before the last turn, from message {place} on")
     if not prompt:
-        raise BadRowError("no prompt: there is no column prompt, and chosen and rejected are one turn each")
+        raise BadRowError(f"no prompt: there is no column prompt, and {' and '.join(dialogues)} are one turn each")
     if prompt[-1]["role"] not in ("user", "tool"):
         raise BadRowError(f"prompt: expected a user or tool turn at the end, found {prompt[-1]['role']}")
-    return prompt, [chosen[-1:], rejected[-1:]]
+    return prompt, [dialogue[-1:] for dialogue in dialogues.values()]
 
 
 def _content(value: Any, column: str) -> Content:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -12,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from dpo_cli.data.formats import read_examples
+from dpo_cli.data.formats import NO_COLUMNS, Columns, read_examples
 from dpo_cli.data.holdout import check_overlap, hold_out
+from dpo_cli.data.kinds import fit_to
 from dpo_cli.data.sources import is_local, read_rows
 from dpo_cli.data.tokenize import end_tokens, tokenize
-from dpo_cli.data.types import Example, Group
+from dpo_cli.data.types import Example, Group, Kind
 from dpo_cli.errors import DataError
 
 Phase = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], None]]]
@@ -51,6 +53,8 @@ def load_data(
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
     phase: Phase,
+    kind: Kind = "pairs",
+    columns: Columns = NO_COLUMNS,
 ) -> Data:
     """Read, hold out, tokenise. A prompt is never on both sides: training gives way.
 
@@ -63,11 +67,15 @@ def load_data(
         seed: which prompts are held out, if ``held_out`` is a fraction.
         tokenizer: the model's.
         phase: progress.
+        kind: what the loss counts: see ``fit_to``.
+        columns: see ``read_examples``.
 
     Raises:
         DpoError: see those functions.
     """
-    read = partial(_read, subset=subset, revision=revision, on_bad_row=on_bad_row, phase=phase)
+    read = partial(
+        _read, subset=subset, revision=revision, on_bad_row=on_bad_row, phase=phase, kind=kind, columns=columns
+    )
     # Which prompts are held out must not depend on the limit, which therefore comes after.
     train, train_read = read("data.path", path, split, limit=None if isinstance(held_out, float) else limit)
     held: list[Example] = []
@@ -108,12 +116,17 @@ def _read(
     limit: int | None,
     on_bad_row: Literal["raise", "skip"],
     phase: Phase,
+    kind: Kind,
+    columns: Columns,
 ) -> tuple[list[Example], dict[str, Any]]:
     with phase(f"read {path}", None, "rows") as advance:
         rows = read_rows(path, split=split, subset=subset, revision=revision, key=key)
-        examples, counts = read_examples(rows, limit=limit, on_bad_row=on_bad_row, name=f"{key}={path}")
+        examples, counts = read_examples(
+            rows, limit=limit, on_bad_row=on_bad_row, name=f"{key}={path}", columns=columns
+        )
         advance(counts.read)
-    return examples, asdict(counts)
+    fitting, without_preference = fit_to(kind, examples, f"{key}={path}")
+    return fitting, {**asdict(counts), "without_preference": without_preference}
 
 
 def held_out_place(held_out: str, path: str, split: str) -> tuple[str, str]:
@@ -132,12 +145,13 @@ def held_out_place(held_out: str, path: str, split: str) -> tuple[str, str]:
 
 
 def fingerprint(groups: Iterable[Group]) -> str:
-    """SHA-256, in hex, of the groups' token ids and pairs in order: the same data, however it was stored."""
+    """SHA-256, in hex, of the groups' token ids and preferences in order: the same data, however it was stored."""
     digest = hashlib.sha256()
     for group in groups:
-        parts = [group.prompt_ids, *group.answers, np.array(group.pairs, dtype=np.int32).reshape(-1)]
+        parts = [group.prompt_ids, *group.answers]
         # The lengths keep what follows apart: without, moving a token from prompt to answer would change nothing.
         digest.update(np.array([len(parts), *map(len, parts)], dtype="<i8").tobytes())
         for part in parts:
             digest.update(part.astype("<i4").tobytes())
+        digest.update(json.dumps([group.pairs, group.labels, group.ranks, group.weight]).encode())
     return digest.hexdigest()

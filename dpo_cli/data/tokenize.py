@@ -84,7 +84,7 @@ def tokenize(
         if on_too_long != "truncate" and (prompts_cut or answers_cut):
             lengths = " and ".join(str(len(answer)) for answer in row.answers)
             too_long.append(f"{row.example.source}: prompt of {len(row.prompt)} tokens, answers of {lengths}")
-        elif any(answers[winner] == answers[loser] for winner, loser in row.example.pairs):
+        elif any(answers[pair.winner] == answers[pair.loser] for pair in row.example.pairs):
             counts.made_equal += 1
         else:
             counts.prompts_truncated += prompts_cut
@@ -158,4 +158,13 @@ def end_tokens(
 
 def _group(example: Example, prompt: list[int], answers: list[list[int]]) -> Group:
     ids = tuple(np.array(answer, dtype=np.int32) for answer in answers)
-    return Group(np.array(prompt, dtype=np.int32), ids, example.pairs, example.source, question(example))
+    return Group(
+        prompt_ids=np.array(prompt, dtype=np.int32),
+        answers=ids,
+        pairs=example.pairs,
+        source=example.source,
+        question=question(example),
+        labels=example.labels,
+        ranks=example.ranks,
+        weight=example.weight,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +18,43 @@ class Message(TypedDict):
     content: str
 
 
+Kind = Literal["pairs", "answers", "rankings"]
+"""What is counted: comparisons of two answers, judged answers, or rankings of several."""
+
+
+class Pair(NamedTuple):
+    """One comparison."""
+
+    winner: int
+    """Index of the answer that is preferred."""
+    loser: int
+    weight: float = 1.0
+    """How much it counts."""
+    margin: float = 0.0
+    """By how much the winner should win, in reward units."""
+    label_prob: float | None = None
+    """The probability that the winner is the better one; None = the loss's own smoothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One normalised row: a prompt, its answers, and which answer is preferred to which.
+    """One normalised row: a prompt, its answers, and what is said of them: pairs, labels or ranks.
 
     ``prompt`` and each of ``answers`` are either all messages (rendered by the chat template) or all plain text.
     """
 
     prompt: list[Message] | str
     answers: list[list[Message]] | list[str]
-    pairs: tuple[tuple[int, int], ...]
-    """Preferences as (winner, loser) indices into ``answers``."""
+    pairs: tuple[Pair, ...]
+    """Comparisons among ``answers``."""
     source: str
     """Where the row stands, for messages to the user: ``file.jsonl, row 12``."""
+    labels: tuple[bool, ...] = ()
+    """Whether each answer is good; empty = nobody said."""
+    ranks: tuple[int, ...] = ()
+    """Each answer's place, 0 = best, equal places = not compared; empty = no ranking."""
+    weight: float = 1.0
+    """How much each of the labels, or the ranking, counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +65,21 @@ class Group:
     """``[P]``, at least one token."""
     answers: tuple[Tokens, ...]
     """K arrays ``[A_k]``, each at least one token, end-of-turn included unless the answer was cut."""
-    pairs: tuple[tuple[int, int], ...]
+    pairs: tuple[Pair, ...]
     source: str
     question: str = ""
     """The last user turn, or the plain prompt: what samples and judges are shown."""
+    labels: tuple[bool, ...] = ()
+    ranks: tuple[int, ...] = ()
+    weight: float = 1.0
+    """These three as in ``Example``."""
 
-    @property
-    def comparisons(self) -> int:
-        """How much the group counts in a batch: its pairs."""
-        return len(self.pairs)
+    def count(self, kind: Kind) -> int:
+        """How much the group counts in a batch."""
+        match kind:
+            case "pairs":
+                return len(self.pairs)
+            case "answers":
+                return len(self.labels)
+            case "rankings":
+                return int(bool(self.ranks))

@@ -1,58 +1,39 @@
-"""What is reported of comparisons, in training and in evaluation."""
+"""Means of metrics over a batch that is split over ranks and micro-batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from dpo_cli.losses.types import AnswerLogps, Preferences
-
-# Sums over comparisons, in the order in which they travel between ranks.
-NAMES = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-)
-
 
 class Sums:
-    """Sums of metrics over comparisons; their means don't depend on how a batch was split."""
+    """Sums of metrics and how many values went in; their means don't depend on how a batch was split."""
 
-    def __init__(self) -> None:
-        self.values = [0.0] * (len(NAMES) + 1)
-        """One sum per name, and the number of comparisons."""
-
-    def add(self, losses: Tensor, logps: AnswerLogps, chosen: Preferences, beta: float) -> float:
-        """Take in a micro-batch's comparisons; returns the sum of their losses.
-
-        Rewards are ``beta`` x log-ratio (Rafailov et al. 2023, section 4), log-probs are summed over the answer. A
-        comparison counts as accurate when the chosen answer has the higher reward, and half on a tie.
+    def __init__(self, names: Sequence[str]) -> None:
         """
-        with torch.no_grad():
-            rewards = beta * logps.log_ratios
-            margins = rewards[chosen.winners] - rewards[chosen.losers]
-            per_comparison = (
-                losses,
-                rewards[chosen.winners],
-                rewards[chosen.losers],
-                (margins > 0).double() + 0.5 * (margins == 0).double(),
-                margins,
-                logps.policy_sums[chosen.winners],
-                logps.policy_sums[chosen.losers],
-            )
-            # One trip to the host for all of them.
-            sums = torch.stack([values.double().sum() for values in per_comparison]).tolist()
-        for index, value in enumerate([*sums, float(len(losses))]):
-            self.values[index] += value
-        return float(sums[0])
+        Args:
+            names: of the metrics, in the order in which they travel between ranks; the same on every rank.
+        """
+        self.names = tuple(names)
+        self.values = [0.0] * (2 * len(self.names))
+        """A sum and a count per name."""
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Take in a micro-batch's values ``[n]`` of each metric, n of its own."""
+        with torch.no_grad():  # one trip to the host for all of them
+            sums = torch.stack([metrics[name].double().sum() for name in self.names]).tolist()
+        for index, (name, total) in enumerate(zip(self.names, sums, strict=True)):
+            self.values[2 * index] += total
+            self.values[2 * index + 1] += metrics[name].numel()
+
+    def total(self, name: str) -> float:
+        """The sum of one metric on this rank."""
+        return self.values[2 * self.names.index(name)]
 
     def means(self, over_ranks: Callable[[Sequence[float]], list[float]]) -> dict[str, float]:
-        """Means over all ranks' comparisons, by metric name; ``over_ranks`` sums each value over them."""
-        *totals, count = over_ranks(self.values)
-        return {name: total / count for name, total in zip(NAMES, totals, strict=True)}
+        """Means over all ranks' values, by metric name, of those that have any; ``over_ranks`` sums each over them."""
+        sums = over_ranks(self.values)
+        found = zip(self.names, sums[::2], sums[1::2], strict=True)
+        return {name: total / count for name, total, count in found if count}

@@ -1,11 +1,12 @@
-"""What a loss is given: the log-probs of the answers, and what is preferred to what.
+"""What a loss is made from: the log-probs of the answers, and what is preferred to what.
 
 All log-probs are in nats and float32 (or float64 where the model is).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -29,29 +30,22 @@ class AnswerLogps:
     """``[M]`` int64: the answer each token belongs to."""
     count: int
     """A, the number of answers."""
-
-    @classmethod
-    def of(cls, policy: Tensor, reference: Tensor | None, answer_tokens: NDArray, answer: NDArray) -> AnswerLogps:
-        """From what a model gives.
-
-        Args:
-            policy: ``[N]``, each predicted token once.
-            reference: ``[M]``
-            answer_tokens: ``[M]``: for each token of each answer, its index in ``[N]``.
-            answer: ``[M]``
-        """
-        device = policy.device
-        return cls(
-            policy=policy[torch.from_numpy(answer_tokens).to(device)],
-            reference=None if reference is None else reference.to(device),
-            answer=torch.from_numpy(answer).to(device),
-            count=int(answer[-1]) + 1,
-        )
+    concentration: Tensor | None = None
+    """``[M]``: log of the sum over the vocabulary of the policy's squared probabilities, where a loss asks for it."""
+    prompt: Tensor | None = None
+    """``[A]``: log-prob of the answer's prompt, its first token aside, summed; where a loss asks for it."""
+    prompt_lengths: Tensor | None = None
+    """``[A]``: the tokens in ``prompt``."""
 
     @cached_property
     def lengths(self) -> Tensor:
         """``[A]``: tokens per answer, end-of-turn included."""
         return torch.bincount(self.answer, minlength=self.count)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """``[A]``: where each answer's tokens begin."""
+        return torch.cumsum(self.lengths, 0) - self.lengths
 
     @cached_property
     def policy_sums(self) -> Tensor:
@@ -64,17 +58,35 @@ class AnswerLogps:
         return self.per_answer(self._reference())
 
     @cached_property
+    def token_ratios(self) -> Tensor:
+        """``[M]``: log pi - log pi_ref of each token."""
+        return self.policy - self._reference()
+
+    @cached_property
     def log_ratios(self) -> Tensor:
         """``[A]``: log pi(answer | prompt) - log pi_ref(answer | prompt).
 
         Summed over the differences of the tokens, not the difference of two sums of hundreds of nats: float32
         keeps some two digits more that way.
         """
-        return self.per_answer(self.policy - self._reference())
+        return self.per_answer(self.token_ratios)
 
     def per_answer(self, values: Tensor) -> Tensor:
         """Sums of ``values`` ``[M]`` over each answer's tokens: ``[A]``."""
         return values.new_zeros(self.count).index_add(0, self.answer, values)
+
+    def detached(self) -> AnswerLogps:
+        """The same numbers without gradient; its sums are its own, as those here must keep theirs."""
+        return replace(self, policy=self.policy.detach())
+
+    def with_reference(self, reference: Tensor) -> AnswerLogps:
+        """The same answers under another reference ``[M]``."""
+        return replace(self, reference=reference)
+
+    def clamped(self, low: float, high: float) -> AnswerLogps:
+        """With every token's log-ratio held inside [low, high]; outside, its gradient is 0."""
+        reference = self._reference()
+        return replace(self, policy=reference + self.token_ratios.clamp(low, high))
 
     def _reference(self) -> Tensor:
         if self.reference is None:
@@ -84,14 +96,43 @@ class AnswerLogps:
 
 @dataclass(frozen=True)
 class Preferences:
-    """B comparisons between answers of a batch, by answer index."""
+    """What is preferred in a batch, by answer index. A loss reads the kind it is made for; others may be empty."""
 
     winners: Tensor
-    """``[B]`` int64."""
+    """``[B]`` int64: of comparisons."""
     losers: Tensor
-    """``[B]`` int64."""
+    """``[B]``"""
+    weights: Tensor
+    """``[B]``: how much each comparison counts."""
+    margins: Tensor
+    """``[B]``: by how much the winner should win, in reward units."""
+    label_probs: Tensor | None
+    """``[B]``: the probability that the winner is the better one; None = the loss's own smoothing."""
+    labelled: Tensor
+    """``[U]`` int64: the answers that are judged on their own."""
+    labels: Tensor
+    """``[U]`` bool: whether they are good."""
+    label_weights: Tensor
+    """``[U]``"""
+    ranked: Tensor
+    """``[Q]`` int64: the answers of all rankings, those of one ranking together."""
+    ranks: Tensor
+    """``[Q]`` int64: place in the ranking, 0 = best; equal places are not compared."""
+    ranking: Tensor
+    """``[Q]`` int64: the ranking each stands in."""
+    ranking_weights: Tensor
+    """``[R]``"""
+    rows: Tensor
+    """``[B]``, ``[U]`` or ``[R]`` int64: each comparison's place among those of the global batch."""
 
     @classmethod
-    def of(cls, winners: NDArray, losers: NDArray, device: torch.device) -> Preferences:
-        """From answer indices as arrays."""
-        return cls(torch.from_numpy(winners).to(device), torch.from_numpy(losers).to(device))
+    def of(cls, arrays: Mapping[str, NDArray | None], device: torch.device, dtype: torch.dtype) -> Preferences:
+        """From arrays of these names; what counts is given the log-probs' number format."""
+
+        def tensor(array: NDArray | None) -> Tensor | None:
+            if array is None:
+                return None
+            on_device = torch.from_numpy(array).to(device)
+            return on_device.to(dtype) if on_device.is_floating_point() else on_device
+
+        return cls(**{name: tensor(array) for name, array in arrays.items()})  # type: ignore[arg-type]

@@ -26,6 +26,24 @@ def token_logps(logits: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
     return result
 
 
+def token_concentration(logits: Tensor, rows: Tensor) -> Tensor:
+    """log of the sum over the vocabulary of squared probabilities, of each predicted token: ``[N]``, no gradient.
+
+    To be called before ``token_logps``, whose backward pass uses up the logits.
+
+    Args:
+        logits: ``[R, V]``.
+        rows: ``[N]`` int64.
+    """
+    with torch.no_grad():
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        found = torch.empty(len(logits), dtype=wide, device=logits.device)
+        for piece in range(0, len(logits), _ROWS):
+            part = logits[piece : piece + _ROWS].to(wide)
+            found[piece : piece + _ROWS] = torch.logsumexp(2 * part, dim=-1) - 2 * torch.logsumexp(part, dim=-1)
+        return found[rows]
+
+
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, rows: Tensor, targets: Tensor) -> Tensor:

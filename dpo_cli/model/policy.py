@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from dpo_cli.data.collate import FlatBatch
 from dpo_cli.model.attention import Segments
-from dpo_cli.model.logprobs import token_logps
+from dpo_cli.model.logprobs import token_concentration, token_logps
 
 
 class Policy(nn.Module):
@@ -29,12 +29,20 @@ class Policy(nn.Module):
         self.precision = precision
         self.groups = groups
 
-    def forward(self, batch: FlatBatch) -> Tensor:
-        """Log-probs of the batch's predicted tokens: ``[N]`` nats, float32 or wider."""
+    def forward(self, batch: FlatBatch, concentration: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Log-probs of the batch's predicted tokens: ``[N]`` nats, float32 or wider.
+
+        With ``concentration`` also the log of the sum of squared probabilities where each was predicted, ``[N]``
+        without gradient.
+        """
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self._flat(batch, device) if self.groups else self._padded(batch, device)
-        return token_logps(logits, _tensor(batch.token_rows, device), _tensor(batch.targets, device))
+        rows, targets = _tensor(batch.token_rows, device), _tensor(batch.targets, device)
+        if concentration:
+            concentrations = token_concentration(logits, rows)
+            return token_logps(logits, rows, targets), concentrations
+        return token_logps(logits, rows, targets)
 
     def _flat(self, batch: FlatBatch, device: torch.device) -> Tensor:
         logits: Tensor = self.model(

@@ -39,6 +39,8 @@ class TrainingState:
     wandb_id: str | None = None
     best: dict[str, Any] = field(default_factory=dict)
     """The best evaluation so far: ``{"step": n, "value": x}``, or empty."""
+    loss: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What the loss remembers, by term."""
     pending: list[float] = field(default_factory=list)
     """Sums of metrics over the updates since the last line of them, over all ranks."""
     format: int = _FORMAT
@@ -59,6 +61,10 @@ class Checkpoint:
         """By ``<parameter>/<moment>``."""
         return safetensors.torch.load_file(self.folder / "moments.safetensors")
 
+    def reference(self) -> dict[str, Tensor]:
+        """Weights of a reference that has moved, by parameter name."""
+        return safetensors.torch.load_file(self.folder / "reference.safetensors")
+
 
 def folder_of(checkpoints: Path, step: int) -> Path:
     """Where a step's checkpoint lies."""
@@ -72,8 +78,17 @@ def write(
     moments: Iterable[tuple[str, Tensor]],
     *,
     first: bool,
+    reference: Iterable[tuple[str, Tensor]] | None = None,
 ) -> Path:
     """Write a checkpoint. All ranks must call it, as getting at the tensors is a collective; only the first writes.
+
+    Args:
+        checkpoints: the folder of all checkpoints.
+        state: of the loop.
+        weights: by parameter name.
+        moments: by ``<parameter>/<moment>``.
+        first: whether this is the first rank.
+        reference: weights of a reference that moves; None = it does not.
 
     Raises:
         OSError: if it can't be written; nothing is left under the final name.
@@ -86,9 +101,9 @@ def write(
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
     try:
-        for name, tensors in (("weights", weights), ("moments", moments)):
+        for name, tensors in (("weights", weights), ("moments", moments), ("reference", reference or ())):
             kept = {key: tensor.contiguous() for key, tensor in tensors if first}
-            if first:
+            if first and (kept or name != "reference"):
                 _save(kept, partial / f"{name}.safetensors")
         if first:
             (partial / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")

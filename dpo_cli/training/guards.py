@@ -5,17 +5,18 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
 import torch
+from torch import Tensor
 
 from dpo_cli.data.collate import collate
 from dpo_cli.data.types import Group
-from dpo_cli.distributed import device
 from dpo_cli.engine.engine import Engine
 from dpo_cli.errors import NumericsError, Preempted
-from dpo_cli.losses import AnswerLogps, Preferences
-from dpo_cli.training.step import Objective
+from dpo_cli.losses import AnswerLogps
+from dpo_cli.objective import Objective
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -67,26 +68,31 @@ def zero_margin_gap(engine: Engine, groups: Sequence[Group], objective: Objectiv
     Args:
         engine: around the policy.
         groups: a few; each is one forward pass.
-        objective: the loss and the reference.
+        objective: a loss with a reference.
 
     Returns:
         The gap of the mean loss, and the gap that log-ratios as noisy as the policy's own log-probs can make: those
         are computed in two different batches, one group at a time (twice over) and all together.
     """
-    together = collate(groups, share=objective.share)
-    preferences = Preferences.of(together.winners, together.losers, device())
     with torch.no_grad():
-        reference = objective.reference(together).to(device())
-        logps = AnswerLogps.of(engine(together), reference, together.answer_tokens, together.answer)
-        zero = AnswerLogps(reference, reference, logps.answer, logps.count)
-        own_value = objective.loss(zero, preferences)
-        gap = float((objective.loss(logps, preferences).double() - own_value.double()).mean())
+        batch, logps = objective.look(engine, groups)
+        assert logps.reference is not None
+        rows = range(sum(group.count(objective.loss.kind) for group in groups))
+        preferences = objective.preferences(batch, logps, rows)
+        zero = replace(logps, policy=logps.reference)
+        gathered = {"batch": objective.loss.gather(zero, preferences, "batch").double()}
+        gathered["mismatched"] = gathered["batch"].new_zeros(1, objective.loss.columns("mismatched"))
+        contexts, _ = objective.loss.contexts(gathered, {})
+
+        def losses(of: AnswerLogps) -> Tensor:
+            return objective.loss(of, preferences, contexts).losses.double()
+
+        gap = float((losses(logps) - losses(zero)).mean())
         # Alone, and twice: a single group alone would be the batch it is compared with.
-        batches = [collate([group, group], share=objective.share) for group in groups]
-        halves = [torch.from_numpy(batch.answer_tokens[: len(batch.answer_tokens) // 2]) for batch in batches]
-        alone = torch.cat([engine(batch)[half.to(device())] for batch, half in zip(batches, halves, strict=True)])
-        noisy = AnswerLogps(reference + (alone - logps.policy), reference, logps.answer, logps.count)
-        noise = float((objective.loss(noisy, preferences).double() - own_value.double()).abs().max())
+        twice = [objective.look(engine, [group, group])[1].policy for group in groups]
+        alone = torch.cat([tokens[: len(tokens) // 2] for tokens in twice])
+        noisy = replace(logps, policy=logps.reference + (alone - logps.policy))
+        noise = float((losses(noisy) - losses(zero)).abs().max())
     return gap, noise
 
 

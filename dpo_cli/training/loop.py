@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,7 +15,8 @@ from dpo_cli.data.plan import Plan
 from dpo_cli.distributed import device, largest, sums, world_size
 from dpo_cli.engine.engine import Engine
 from dpo_cli.losses import Sums
-from dpo_cli.training.step import Objective, train_step
+from dpo_cli.objective import LossState, Objective
+from dpo_cli.training.step import train_step
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Work:
 class Hooks(Protocol):
     """What the loop calls, on all ranks."""
 
+    def updated(self, step: int, state: LossState) -> None: ...
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def evaluate(self, step: int) -> None: ...
@@ -55,7 +58,7 @@ class Hooks(Protocol):
 class Window:
     """What happened since the last line of metrics."""
 
-    sums: Sums = field(default_factory=Sums)
+    sums: Sums
     seconds: float = 0.0
     pairs: int = 0
     tokens: int = 0
@@ -63,7 +66,8 @@ class Window:
 
     def clear(self) -> None:
         """Begin anew."""
-        self.sums, self.seconds, self.pairs, self.tokens, self.flops = Sums(), 0.0, 0, 0, 0.0
+        self.sums = Sums(self.sums.names)
+        self.seconds, self.pairs, self.tokens, self.flops = 0.0, 0, 0, 0.0
 
 
 def fit(
@@ -76,7 +80,8 @@ def fit(
     start: int,
     rhythm: Rhythm,
     work: Work,
-    window: Window | None = None,
+    window: Window,
+    state: LossState,
 ) -> None:
     """Run the plan's updates from ``start`` on. All ranks must call it.
 
@@ -95,22 +100,23 @@ def fit(
         work: costs, for the speed metrics.
         window: what happened since the last line of metrics, kept up to date for checkpoints: a line is the same
             whether the run was stopped before it or not.
+        state: what the loss remembers of the updates before ``start``.
 
     Raises:
         Preempted: from the hooks, if a stop was requested; the state was saved.
         NumericsError: if the numbers went bad.
     """
-    window = window or Window()
     for index in range(start, len(plan)):
         step, lr = plan[index], rate(index)
         began = time.perf_counter()
-        norm = train_step(engine, step, objective, lr, window.sums)
+        norm, state = train_step(engine, step, objective, lr, window.sums, state)
         window.seconds += time.perf_counter() - began
         window.pairs += step.comparisons
         window.tokens += sum(work.tokens[group] for group in step.groups)
         window.flops += sum(work.flops[group] for group in step.groups)
         done = index + 1
         last = done == len(plan)
+        hooks.updated(done, state)
         if done % rhythm.log == 0 or last:
             progress = {"grad_norm": norm, "lr": lr, "epoch": step.epoch}
             hooks.log(done, {**window.sums.means(sums), **progress, **_speed(window, work), **memory()})

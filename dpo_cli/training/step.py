@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from torch import Tensor
-
-from dpo_cli.data.collate import FlatBatch, collate
 from dpo_cli.data.plan import Step
 from dpo_cli.data.types import Group
-from dpo_cli.distributed import device, largest, rank
+from dpo_cli.distributed import largest, rank
 from dpo_cli.engine.engine import Engine
 from dpo_cli.errors import NumericsError
-from dpo_cli.losses import AnswerLogps, Loss, Preferences, Sums
-
-Reference = Callable[[FlatBatch], Tensor]
-"""Gives the reference log-probs ``[M]`` of a batch."""
+from dpo_cli.losses import Sums
+from dpo_cli.objective import LossState, Objective, rows_of
 
 
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised, and on what."""
-
-    groups: Sequence[Group]
-    """The training groups, indexed by the plan."""
-    share: bool
-    """Whether the policy takes groups with shared prompts."""
-    loss: Loss
-    reference: Reference
-    beta: float
-    """Of the reported rewards."""
-
-
-def train_step(engine: Engine, step: Step, objective: Objective, lr: float, sums: Sums) -> float:
+def train_step(
+    engine: Engine, step: Step, objective: Objective, lr: float, sums: Sums, state: LossState
+) -> tuple[float, LossState]:
     """Make one update. All ranks must call it.
 
     Every comparison weighs one over the comparisons of the global batch, so the update does not depend on how the
-    batch was split over ranks and micro-batches.
+    batch was split over ranks and micro-batches. A loss with statistics over the global batch has them found first,
+    by scoring the batch without gradient.
 
     Args:
         engine: around the policy.
@@ -46,32 +29,35 @@ def train_step(engine: Engine, step: Step, objective: Objective, lr: float, sums
         objective: the loss and the rows.
         lr: learning rate of this update.
         sums: takes in the metrics of this rank's comparisons.
+        state: what the loss remembers.
 
     Returns:
-        The gradient's norm before clipping.
+        The gradient's norm before clipping, and what the loss remembers after this update.
 
     Raises:
         NumericsError: if the loss is not finite on any rank, before anything is changed; or the gradient is not.
     """
     micro_batches = step.ranks[rank()]
+    contexts, state = objective.contexts(engine, micro_batches, step.groups, state)
+    rows = rows_of(step.groups, objective.count)
     finite = True
     for number, members in enumerate(micro_batches, 1):
         # A rank that has run out of groups runs some group with weight zero: all ranks must meet in every pass.
-        groups = [objective.groups[index] for index in members or step.groups[:1]]
-        batch = collate(groups, share=objective.share)
-        logps = AnswerLogps.of(engine(batch), objective.reference(batch), batch.answer_tokens, batch.answer)
-        preferences = Preferences.of(batch.winners, batch.losers, device())
-        losses = objective.loss(logps, preferences)
-        weight = (1.0 if members else 0.0) / step.comparisons
-        engine.backward(losses.sum() * weight, last=number == len(micro_batches))
+        taken = members or step.groups[:1]
+        batch, logps = objective.look(engine, [objective.groups[index] for index in taken])
+        preferences = objective.preferences(batch, logps, [row for index in taken for row in rows[index]])
+        result = objective.loss(logps, preferences, contexts)
+        total = result.losses.sum()
+        engine.backward(total * ((1.0 if members else 0.0) / step.comparisons), last=number == len(micro_batches))
         if members:
-            finite &= math.isfinite(sums.add(losses.detach(), logps, preferences, objective.beta))
+            sums.add(result.metrics)
+            finite &= math.isfinite(sums.total("loss"))
     if largest([float(not finite)])[0]:
         raise NumericsError(_bad("the loss is not finite; this update was not made", step, objective.groups))
     norm = engine.step(lr)
     if not math.isfinite(norm):
         raise NumericsError(_bad(f"the gradient's norm is {norm}; the weights are spoilt", step, objective.groups))
-    return norm
+    return norm, state
 
 
 def _bad(what: str, step: Step, groups: Sequence[Group]) -> str:

@@ -8,12 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_cli.data.collate import FlatBatch, Layout, collate, flat_length, shared_prefix, split_answers
-from dpo_cli.data.types import Group
+from dpo_cli.data.types import Group, Pair
+
+
+def compared(batch: FlatBatch) -> list[tuple[int, int]]:
+    winners, losers = (batch.preferences[name].tolist() for name in ("winners", "losers"))
+    return list(zip(winners, losers, strict=True))
 
 
 def group(prompt: list[int], *answers: list[int], pairs: tuple[tuple[int, int], ...] = ()) -> Group:
     arrays = tuple(np.array(answer, dtype=np.int32) for answer in answers)
-    return Group(np.array(prompt, dtype=np.int32), arrays, pairs, "a row")
+    return Group(np.array(prompt, dtype=np.int32), arrays, tuple(Pair(*pair) for pair in pairs), "a row")
 
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=6)  # few ids, so that first tokens are often shared
@@ -81,9 +86,9 @@ def test_preferences_are_counted_through_the_batch(groups, share: bool) -> None:
     batch = collate(groups, share=share)
     expected, offset = [], 0
     for g in groups:
-        expected += [(offset + winner, offset + loser) for winner, loser in g.pairs]
+        expected += [(offset + winner, offset + loser) for winner, loser, *_ in g.pairs]
         offset += len(g.answers)
-    assert list(zip(batch.winners.tolist(), batch.losers.tolist(), strict=True)) == expected
+    assert compared(batch) == expected
 
 
 @given(groups=GROUPS)
@@ -119,7 +124,7 @@ def test_a_pair_by_hand() -> None:
     assert batch.token_rows.tolist() == [0, 1, 2, 1]
     assert batch.answer_tokens.tolist() == [0, 1, 2, 0, 3]
     assert batch.answer.tolist() == [0, 0, 0, 1, 1]
-    assert (batch.winners.tolist(), batch.losers.tolist()) == ([1], [0])
+    assert compared(batch) == [(1, 0)]
 
 
 def test_every_index_array_is_int64() -> None:

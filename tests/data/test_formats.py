@@ -11,7 +11,7 @@ import pytest
 
 from dpo_cli.data.formats import BadRowError, ReadCounts, read_examples, to_example
 from dpo_cli.data.sources import Row, read_rows
-from dpo_cli.data.types import Example
+from dpo_cli.data.types import Example, Pair
 from dpo_cli.errors import DataError
 
 REAL = os.environ.get("DPO_TEST_DATA", "")
@@ -130,12 +130,13 @@ GOOD = [
 
 @pytest.mark.parametrize(("values", "prompt", "answers"), GOOD)
 def test_shapes(values: dict[str, Any], prompt: Any, answers: Any) -> None:
-    assert to_example(row(**values)) == Example(prompt, answers, ((0, 1),), "a.jsonl, line 1")
+    assert to_example(row(**values)) == Example(prompt, answers, (Pair(0, 1),), "a.jsonl, line 1")
 
 
 TEXT = {"prompt": "Q", "chosen": "A", "rejected": "B"}
 SHAPES = (
-    "prompt, chosen, rejected; or chosen, rejected (whole dialogues); or conversations, chosen, rejected (ShareGPT)"
+    "prompt, chosen, rejected; or chosen, rejected (whole dialogues); or conversations, chosen, rejected (ShareGPT); "
+    "or prompt, completion, label; or messages, label; or prompt, completions, scores (or ranks)"
 )
 BAD = [
     ({"text": "x", "label": 1}, f"no column chosen or rejected: found label, text; expected {SHAPES}"),

@@ -7,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_cli.data.holdout import check_overlap, hold_out
-from dpo_cli.data.types import Example
+from dpo_cli.data.types import Example, Pair
 from dpo_cli.errors import DataError
 
 
 def examples(prompts: list[int]) -> list[Example]:
     return [
-        Example(f"Q{prompt}", [f"A{row}", "-"], ((0, 1),), f"row {row}") for row, prompt in enumerate(prompts, start=1)
+        Example(f"Q{prompt}", [f"A{row}", "-"], (Pair(0, 1),), f"row {row}")
+        for row, prompt in enumerate(prompts, start=1)
     ]
 
 

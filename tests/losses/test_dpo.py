@@ -8,39 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.loss_cases import logps_of, loss, preferences_of, random_answers
 from hypothesis import given
 from hypothesis import strategies as st
 from parity.reference_impl import dpo_pair, dpo_pair_slope, sigmoid
 
-from dpo_cli.losses import LOSSES, AnswerLogps, Preferences, Sums, get_loss
-from dpo_cli.losses.dpo import dpo
-from dpo_cli.losses.metrics import NAMES
+from dpo_cli.data.collate import collate
+from dpo_cli.data.types import Group
+from dpo_cli.losses import AnswerLogps, Preferences, Sums
+from dpo_cli.objective import answer_logps
 
 BETAS = [0.01, 0.1, 0.5, 2.0]
 SMOOTHINGS = [0.0, 0.1, 0.25, 0.49]
 
 
-def logps_of(policy: list[list[float]], reference: list[list[float]] | None, dtype=torch.float64) -> AnswerLogps:
-    """From one list of token log-probs per answer."""
-    numbers = [number for number, tokens in enumerate(policy) for _ in tokens]
-    return AnswerLogps(
-        policy=torch.tensor([x for tokens in policy for x in tokens], dtype=dtype),
-        reference=None if reference is None else torch.tensor([x for t in reference for x in t], dtype=dtype),
-        answer=torch.tensor(numbers),
-        count=len(policy),
-    )
-
-
-def preferences_of(*pairs: tuple[int, int]) -> Preferences:
-    winners, losers = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    return Preferences.of(winners.copy(), losers.copy(), torch.device("cpu"))
-
-
-def random_answers(seed: int = 0) -> tuple[list[list[float]], list[list[float]]]:
-    random = np.random.default_rng(seed)
-    lengths = [3, 1, 7, 4, 12]
-    policy = [(-random.exponential(3.0, n)).tolist() for n in lengths]
-    return policy, [(np.array(tokens) + random.normal(0, 1.0, len(tokens))).tolist() for tokens in policy]
+def dpo(logps: AnswerLogps, preferences: Preferences, *, beta: float, label_smoothing: float = 0.0) -> torch.Tensor:
+    return loss("dpo", beta=beta, label_smoothing=label_smoothing)(logps, preferences).losses
 
 
 PAIRS = [(0, 1), (2, 0), (2, 3), (4, 1), (3, 4), (4, 2)]
@@ -51,7 +34,9 @@ PAIRS = [(0, 1), (2, 0), (2, 3), (4, 1), (3, 4), (4, 2)]
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
 def test_losses_are_the_papers(beta: float, smoothing: float, dtype: torch.dtype, tolerance: float) -> None:
     policy, reference = random_answers()
-    found = dpo(logps_of(policy, reference, dtype), preferences_of(*PAIRS), beta=beta, label_smoothing=smoothing)
+    found = dpo(
+        logps_of(policy, reference, dtype), preferences_of(*PAIRS, dtype=dtype), beta=beta, label_smoothing=smoothing
+    )
     expected = [
         dpo_pair(policy[winner], policy[loser], reference[winner], reference[loser], beta, smoothing)
         for winner, loser in PAIRS
@@ -79,9 +64,9 @@ GOLDEN = [
 def test_golden_values_and_their_gradient(beta, smoothing, margin, expected, dtype) -> None:
     logps = logps_of([[-2.0 + margin / 2, margin / 2], [-5.0]], [[-1.0, -1.0], [-5.0]], dtype)
     logps.policy.requires_grad_()
-    loss = dpo(logps, preferences_of((0, 1)), beta=beta, label_smoothing=smoothing)
-    assert loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
-    loss.sum().backward()
+    found = dpo(logps, preferences_of((0, 1), dtype=dtype), beta=beta, label_smoothing=smoothing)
+    assert found.item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    found.sum().backward()
     slope = dpo_pair_slope(beta * margin, beta, smoothing)
     assert logps.policy.grad.tolist() == pytest.approx([slope, slope, -slope], rel=1e-5, abs=1e-12)
 
@@ -121,7 +106,9 @@ def test_gradcheck(smoothing: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_loss_is_ln_2_where_policy_is_reference(beta: float, smoothing: float, dtype: torch.dtype) -> None:
     policy, _ = random_answers()
-    losses = dpo(logps_of(policy, policy, dtype), preferences_of(*PAIRS), beta=beta, label_smoothing=smoothing)
+    losses = dpo(
+        logps_of(policy, policy, dtype), preferences_of(*PAIRS, dtype=dtype), beta=beta, label_smoothing=smoothing
+    )
     assert losses.tolist() == pytest.approx([math.log(2)] * len(PAIRS), rel=2e-7 if dtype == torch.float32 else 1e-15)
 
 
@@ -131,14 +118,14 @@ def test_loss_is_ln_2_where_policy_is_reference(beta: float, smoothing: float, d
     smoothing=st.floats(0.0, 0.49),
 )
 def test_swapping_winner_and_loser_negates_the_margin(margin: float, beta: float, smoothing: float) -> None:
-    def loss(policy: float, pair: tuple[int, int], e: float) -> float:
+    def value(policy: float, pair: tuple[int, int], e: float) -> float:
         return dpo(
             logps_of([[policy], [-1.0]], [[0.0], [-1.0]]), preferences_of(pair), beta=beta, label_smoothing=e
         ).item()
 
-    assert loss(margin, (1, 0), smoothing) == pytest.approx(loss(-margin, (0, 1), smoothing), rel=1e-12, abs=1e-300)
+    assert value(margin, (1, 0), smoothing) == pytest.approx(value(-margin, (0, 1), smoothing), rel=1e-12, abs=1e-300)
     # log sigmoid(z) - log sigmoid(-z) = z
-    assert loss(margin, (1, 0), 0.0) - loss(margin, (0, 1), 0.0) == pytest.approx(beta * margin, rel=1e-9, abs=1e-9)
+    assert value(margin, (1, 0), 0.0) - value(margin, (0, 1), 0.0) == pytest.approx(beta * margin, rel=1e-9, abs=1e-9)
 
 
 def test_no_smoothing_is_the_limit_of_little_smoothing() -> None:
@@ -157,14 +144,15 @@ def test_a_shared_token_counts_in_every_answer_that_starts_with_it() -> None:
     """Two answers [a b] and [a c]: a was computed once; its log-ratio cancels in the margin, its gradient too."""
     tokens = torch.tensor([-3.0, -1.0, -2.0], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([-2.5, -1.5, -2.5, -1.0], dtype=torch.float64)
-    logps = AnswerLogps.of(tokens, reference, np.array([0, 1, 0, 2]), np.array([0, 0, 1, 1]))
+    ids = [np.array(row, dtype=np.int32) for row in ([9], [1, 2], [1, 3])]
+    logps = answer_logps(tokens, reference, collate([Group(ids[0], tuple(ids[1:]), (), "a row")]))
     assert logps.policy_sums.tolist() == [-4.0, -5.0]
     assert logps.reference_sums.tolist() == [-4.0, -3.5]
     assert logps.log_ratios.tolist() == [0.0, -1.5]
     assert logps.lengths.tolist() == [2, 2]
-    loss = dpo(logps, preferences_of((0, 1)), beta=1.0)
-    assert loss.item() == pytest.approx(dpo_pair([-3, -1], [-3, -2], [-2.5, -1.5], [-2.5, -1.0], 1.0), rel=1e-14)
-    loss.sum().backward()
+    found = dpo(logps, preferences_of((0, 1)), beta=1.0)
+    assert found.item() == pytest.approx(dpo_pair([-3, -1], [-3, -2], [-2.5, -1.5], [-2.5, -1.0], 1.0), rel=1e-14)
+    found.sum().backward()
     slope = sigmoid(-1.5)
     assert tokens.grad.tolist() == pytest.approx([0.0, -slope, slope], abs=1e-15)
 
@@ -184,21 +172,13 @@ def test_a_loss_without_its_reference_says_so() -> None:
         dpo(logps_of([[-1.0], [-2.0]], None), preferences_of((0, 1)), beta=0.1)
 
 
-def test_losses_are_found_by_name_with_their_hyperparameters() -> None:
-    assert LOSSES["dpo"] is dpo
-    policy, reference = random_answers()
-    logps, preferences = logps_of(policy, reference), preferences_of(*PAIRS)
-    by_name = get_loss("dpo", beta=0.3, label_smoothing=0.1)(logps, preferences)
-    assert torch.equal(by_name, dpo(logps, preferences, beta=0.3, label_smoothing=0.1))
-
-
 # Metrics
 
 
 def sums_of(policy: Any, reference: Any, pairs: Any, beta: float = 0.1) -> Sums:
-    logps, preferences = logps_of(policy, reference), preferences_of(*pairs)
-    sums = Sums()
-    sums.add(dpo(logps, preferences, beta=beta), logps, preferences, beta)
+    which = loss("dpo", beta=beta)
+    sums = Sums(which.metric_names)
+    sums.add(which(logps_of(policy, reference), preferences_of(*pairs)).metrics)
     return sums
 
 
@@ -207,7 +187,6 @@ def test_metrics_by_hand() -> None:
     means = sums_of([[-1.0, -1.0], [-5.0], [-4.0]], [[-2.0, -2.0], [-4.0], [-6.0]], [(0, 1), (1, 0), (0, 2)]).means(
         list
     )
-    assert tuple(means) == NAMES
     assert means == pytest.approx(
         {
             "loss": (math.log1p(math.exp(-0.3)) + math.log1p(math.exp(0.3)) + math.log(2)) / 3,
@@ -236,10 +215,10 @@ def test_means_do_not_depend_on_the_split(cut: int) -> None:
     over_ranks = parts[0].means(lambda values: [a + b for a, b in zip(values, parts[1].values, strict=True)])
     assert over_ranks == pytest.approx(whole, rel=1e-12)
     # ... and over micro-batches of one.
-    sums, logps = Sums(), logps_of(policy, reference)
+    which = loss("dpo")
+    sums, logps = Sums(which.metric_names), logps_of(policy, reference)
     for some in (PAIRS[:cut], PAIRS[cut:]):
-        preferences = preferences_of(*some)
-        sums.add(dpo(logps, preferences, beta=0.1), logps, preferences, 0.1)
+        sums.add(which(logps, preferences_of(*some)).metrics)
     assert sums.means(list) == pytest.approx(whole, rel=1e-12)
 
 
@@ -247,10 +226,10 @@ def test_metrics_keep_no_graph() -> None:
     policy, reference = random_answers()
     logps = logps_of(policy, reference)
     logps.policy.requires_grad_()
-    preferences = preferences_of(*PAIRS)
-    sums = Sums()
-    losses = dpo(logps, preferences, beta=0.1)
-    sums.add(losses, logps, preferences, 0.1)
+    which = loss("dpo")
+    sums = Sums(which.metric_names)
+    result = which(logps, preferences_of(*PAIRS))
+    sums.add(result.metrics)
     assert all(type(value) is float for value in sums.values)
-    losses.sum().backward()
+    result.losses.sum().backward()
     assert logps.policy.grad.abs().min() > 0

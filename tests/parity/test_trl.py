@@ -288,7 +288,7 @@ def check_tokens(both: Both) -> None:
     assert both.fingerprint == fingerprint(both.groups)
     for index, theirs in zip(both.order, both.trl_tokens, strict=True):
         group = both.groups[index]
-        ((chosen, rejected),) = group.pairs
+        ((chosen, rejected, *_),) = group.pairs
         assert theirs["prompt"] == group.prompt_ids.tolist()
         assert theirs["chosen"] == group.answers[chosen].tolist()
         assert theirs["rejected"] == group.answers[rejected].tolist()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dpo_cli.data.collate import collate
-from dpo_cli.data.types import Group
+from dpo_cli.data.types import Group, Pair
 from dpo_cli.errors import DpoError, ExitCode, StorageError
 from dpo_cli.reference import store as store_module
 from dpo_cli.reference.store import MissingReference, ReferenceStore, answer_key
@@ -25,7 +25,7 @@ def tokens(*ids: int) -> np.ndarray:
 def make_groups(count: int, first: int = 0) -> list[Group]:
     """Groups with answers of 1 to 4 tokens, each number giving another group."""
     return [
-        Group(tokens(n, 1), (tokens(n, *range(n % 4)), tokens(n + 1, 7)), ((0, 1),), f"rows.jsonl, row {n}")
+        Group(tokens(n, 1), (tokens(n, *range(n % 4)), tokens(n + 1, 7)), (Pair(0, 1),), f"rows.jsonl, row {n}")
         for n in range(first, first + count)
     ]
 

@@ -1,0 +1,98 @@
+"""From what rows say to what a loss counts: comparisons, judged answers, or rankings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dpo_cli.data.types import Example, Group, Kind
+from dpo_cli.errors import DataError
+
+_WANTED = {
+    "pairs": "the loss compares answers: expected chosen and rejected, or scored completions; for answers that are "
+    "judged one by one take loss=kto, bco or apo_zero_unpaired",
+    "answers": "the loss judges answers one by one: expected a label, or chosen and rejected; rankings of several "
+    "answers don't say which are good",
+    "rankings": "the loss ranks answers: expected completions with scores or ranks, or chosen and rejected",
+}
+
+
+def fit_to(kind: Kind, examples: Sequence[Example], name: str) -> tuple[list[Example], int]:
+    """The examples with preferences of one kind, in order, and how many were left out because they have none.
+
+    Comparisons come from rankings as well (each better answer against each worse one), labels from the two answers
+    of a comparison, a ranking of two from a comparison. Equal scores give no comparison.
+
+    Args:
+        kind: what the loss counts.
+        examples: from rows.
+        name: of the data, for a message.
+
+    Raises:
+        DataError: a row that can't be of that kind, or nothing left.
+    """
+    fitting = []
+    for example in examples:
+        fitted = _fit(kind, example)
+        if fitted is None:
+            raise DataError(f"{example.source}: {_WANTED[kind]}")
+        if fitted.pairs or kind == "answers":
+            fitting.append(fitted)
+    if not fitting:
+        raise DataError(f"{name}: no row prefers anything: all {len(examples)} have equal scores")
+    return fitting, len(examples) - len(fitting)
+
+
+def _fit(kind: Kind, example: Example) -> Example | None:
+    two = len(example.answers) == 2 and len(example.pairs) == 1
+    match kind:
+        case "pairs":
+            return None if example.labels else example
+        case "answers" if two:
+            good = example.pairs[0].winner
+            return replace(example, labels=(good == 0, good == 1), ranks=(), weight=example.pairs[0].weight)
+        case "answers":
+            return example if example.labels else None
+        case "rankings" if two and not example.ranks:
+            winner = example.pairs[0].winner
+            return replace(example, ranks=(winner, 1 - winner), weight=example.pairs[0].weight)
+        case "rankings":
+            return example if example.ranks else None
+
+
+def mismatch(groups: Sequence[Group], seed: int, max_length: int) -> list[Group]:
+    """For each group its prompt with an answer to another prompt, for estimating a KL (KTO).
+
+    Which answer it is follows from the groups and the seed alone, not from batches or epochs, so that reference
+    log-probs of it are computed once.
+
+    Args:
+        groups: with at least two different prompts.
+        seed: another seed gives other answers.
+        max_length: of prompt + answer; a longer answer is cut, but not below one token.
+
+    Raises:
+        DataError: if all prompts are the same.
+    """
+    random = np.random.default_rng([seed, len(groups)])
+    order = random.permutation(len(groups)).tolist()
+    found: list[Group] = []
+    partners: dict[int, Group] = {}
+    for place, index in enumerate(order):
+        others = (groups[order[(place + step) % len(order)]] for step in range(1, len(order)))
+        partner = next((other for other in others if not _same_prompt(other, groups[index])), None)
+        if partner is None:
+            raise DataError("the loss needs answers to other prompts, and all rows have the same prompt")
+        partners[index] = partner
+    for index, group in enumerate(groups):
+        answer = partners[index].answers[0]
+        room = max(1, max_length - len(group.prompt_ids))
+        source = f"{group.source} with the answer of {partners[index].source}"
+        found.append(Group(group.prompt_ids, (answer[:room],), (), source, labels=(True,)))
+    return found
+
+
+def _same_prompt(one: Group, other: Group) -> bool:
+    return np.array_equal(one.prompt_ids, other.prompt_ids)

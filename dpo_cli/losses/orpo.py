@@ -1,0 +1,43 @@
+"""Odds Ratio Preference Optimization."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from dpo_cli.losses.views import Answers, Pairs
+
+
+def orpo(pairs: Pairs, *, beta: float, nll: Literal["answer", "full"]) -> Tensor:
+    """ORPO (Hong et al. 2024, eq. 6 and 7): ``NLL_w - lambda log sigmoid(log odds_w - log odds_l)``, no reference.
+
+    ``odds = p / (1 - p)`` with ``p = exp(mean log-prob per token)``. NLL is the mean over the chosen answer's tokens,
+    or with ``full`` over the prompt's as well (trl's, over all of a micro-batch's tokens).
+
+    Args:
+        pairs: B comparisons.
+        beta: the paper's lambda.
+        nll: over the ``answer`` or over prompt and answer (``full``).
+
+    Returns:
+        ``[B]``
+    """
+    chosen, rejected = pairs.chosen, pairs.rejected
+    return _nll(chosen, nll) - beta * logsigmoid(_log_odds(chosen.mean_policy) - _log_odds(rejected.mean_policy))
+
+
+def _nll(answers: Answers, nll: Literal["answer", "full"]) -> Tensor:
+    if nll == "answer":
+        return -answers.mean_policy
+    if answers.prompt is None or answers.prompt_length is None:
+        raise ValueError("nll=full needs the prompt's log-probs, and was given none")
+    return -(answers.policy + answers.prompt) / (answers.length + answers.prompt_length)
+
+
+def _log_odds(mean_logp: Tensor) -> Tensor:
+    """log p - log(1 - p). Where p rounds to 1 the odds are those of the nearest number below it."""
+    below = mean_logp.clamp(max=-torch.finfo(mean_logp.dtype).eps)
+    return below - torch.log(-torch.expm1(below))
