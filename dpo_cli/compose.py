@@ -77,6 +77,7 @@ def run_command(command: str, words: list[str]) -> int:
         try:
             config = _typed(command, tree)
             if sweep is None:
+                _check_no_sweep(command)
                 configs.append(config)
             elif isinstance(config, TrainConfig):
                 sweep.run_job(config, overrides)
@@ -208,6 +209,17 @@ def _typed(command: str, tree: DictConfig) -> TrainConfig | EvaluateConfig:
     if command == "eval":
         values = _with_run(values, _overrides())
     return read_config(values, SCHEMAS[command], list(_files()))
+
+
+def _check_no_sweep(command: str) -> None:
+    """Refuse to train once on what an experiment sweeps over; its reference pass is the same for every point.
+
+    Raises:
+        ConfigError: naming the keys.
+    """
+    swept = HydraConfig.get().sweeper.get("params")
+    if swept and command == "train":
+        raise ConfigError([f"the experiment sweeps over {', '.join(map(str, swept))}: add -m"])
 
 
 def _overrides() -> list[str]:

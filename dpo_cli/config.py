@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError
 
 from dpo_cli.config_losses import LossConfig, SumConfig, kind_of
-from dpo_cli.config_types import Auto, CountFromZero, Positive, PositiveInt, Precision, Section, Share
+from dpo_cli.config_optim import OptimConfig, optim_conflicts
+from dpo_cli.config_types import Auto, CountFromZero, PositiveInt, Precision, Section
 from dpo_cli.errors import ConfigError
 
 
@@ -51,17 +52,6 @@ class ReferenceConfig(Section):
     cache_dir: str | None
     update_every: PositiveInt | None
     update_mix: Annotated[float, Field(gt=0, le=1, strict=True)] | None
-
-
-class OptimConfig(Section):
-    name: Literal["adamw"]
-    lr: Positive
-    betas: tuple[Share, Share]
-    eps: Positive
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-    schedule: Literal["linear", "cosine", "constant"]
-    warmup_ratio: Share
-    max_grad_norm: Positive | None
 
 
 class EngineConfig(Section):
@@ -109,7 +99,7 @@ class TrainConfig(Section):
     data: DataConfig
     loss: LossConfig = Field(discriminator="name")
     reference: ReferenceConfig
-    optim: OptimConfig
+    optim: OptimConfig = Field(discriminator="name")
     engine: EngineConfig
     launch: LaunchConfig
     tracker: TrackerConfig
@@ -216,13 +206,24 @@ def nearest_key(key: str, schema: type[BaseModel]) -> str:
     """A hint naming the valid key most like ``key``, or an empty string."""
     keys = {valid.lower(): valid for valid in valid_keys(schema)}
     if key in keys.values():
-        return f": the chosen {key.partition('.')[0]} makes no use of it"
+        options = _options_with(key, schema)
+        few = f"; it is a key of {' or '.join(options)}"
+        return few if 0 < len(options) <= 4 else f": the chosen {key.partition('.')[0]} makes no use of it"
     wanted = key.lower()
     near = (
         [k for k in keys if k.rsplit(".", 1)[-1] == wanted.rsplit(".", 1)[-1]]  # right name, wrong section
         or difflib.get_close_matches(wanted, keys, n=1, cutoff=0.6)
     )
     return f"; did you mean {keys[near[0]]}?" if near else ""
+
+
+def _options_with(key: str, schema: type[BaseModel]) -> list[str]:
+    """The options of a group that have a key, where not all have the same: ``optim=rmsprop`` for ``optim.alpha``."""
+    section, _, name = key.partition(".")
+    field = schema.model_fields.get(section)
+    models = sections(field.annotation) if field else []
+    having = [model for model in models if len(models) > 1 and name in model.model_fields]
+    return [f"{section}={option}" for model in having for option in get_args(model.model_fields["name"].annotation)]
 
 
 def _explain(
@@ -244,6 +245,8 @@ def _explain(
         elif problem["type"] == "union_tag_invalid":
             name, options = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
             yield f"{key}.name={name}{_where(f'{key}.name', files, name)}: expected one of {options}"
+        elif problem["type"] == "union_tag_not_found":
+            yield f"{key}.name is missing: the configuration must give it a value"
         elif problem["type"] == "missing" and key == ".".join(parts):
             yield f"{key} is missing: the configuration must give it a value"
         else:
@@ -334,12 +337,15 @@ def _sum_conflicts(loss: SumConfig) -> Iterator[str]:
     if loss.terms.keys() != loss.weights.keys():
         expected = ", ".join(loss.terms)
         yield f"loss.weights has {', '.join(loss.weights)}; expected one for each of loss.terms: {expected}"
+    if not loss.terms:
+        yield "loss.terms is empty: configs/loss/sum.yaml says how to give a sum its losses"
     kinds = {kind_of(term.name) for term in loss.terms.values()}
     if len(kinds) > 1:
         yield f"loss.terms: one sum can't count {' and '.join(sorted(kinds))}"
 
 
 def _train_conflicts(config: TrainConfig) -> Iterator[str]:
+    yield from optim_conflicts(config.optim)
     train = config.train
     if train.eval_every is not None and config.data.eval is None:
         yield f"train.eval_every={train.eval_every} has no effect without data.eval"

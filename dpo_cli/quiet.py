@@ -16,7 +16,7 @@ def quieten() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "" if _may_have_gpu() else "cpu")
     if not os.environ["DS_ACCELERATOR"]:
         del os.environ["DS_ACCELERATOR"]
-    for name in ("DeepSpeed", "deepspeed", "torch.distributed", "wandb"):
+    for name in ("DeepSpeed", "deepspeed", "torch.distributed", "wandb", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|deepspeed|hydra)\b")

@@ -66,9 +66,11 @@ def test_the_defaults_are_valid_and_the_schema_has_no_key_more(name: str) -> Non
                 found |= keys(value, f"{prefix}{key}.")
         return found
 
-    used, valid = keys(tree_of(name)), set(valid_keys(SCHEMAS[name]))
-    assert used <= valid
-    assert {key for key in valid - used if not key.startswith("loss.")} == set()  # keys of other losses
+    of_other_options = {
+        key for key in valid_keys(SCHEMAS[name]) if nearest_key(key, SCHEMAS[name])[:5] in ("; it ", ": the")
+    }
+    assert keys(tree_of(name)) <= set(valid_keys(SCHEMAS[name]))
+    assert set(valid_keys(SCHEMAS[name])) - keys(tree_of(name)) <= of_other_options
 
 
 @pytest.mark.parametrize(
@@ -143,13 +145,24 @@ WRONG: list[tuple[str, Any, str]] = [
     ("train.tokens_per_micro_batch", "many", f"train.tokens_per_micro_batch='many': {INTEGER} or 'auto'"),
     ("train.precision", "fp16", "train.precision='fp16': expected 'auto', 'fp32' or 'bf16'"),
     ("reference.mode", "online", "reference.mode='online': expected 'cached', 'live' or 'none'"),
-    ("optim.schedule", "step", "optim.schedule='step': expected 'linear', 'cosine' or 'constant'"),
+    (
+        "optim.schedule",
+        "step",
+        "optim.schedule='step': expected 'linear', 'cosine', 'cosine_with_min_lr', 'inverse_sqrt' or 'constant'",
+    ),
+    (
+        "optim.name",
+        "adam",
+        "optim.name=adam: expected one of adamw, adamw_8bit, paged_adamw_8bit, paged_adamw_32bit, rmsprop",
+    ),
     # ranges
     ("loss.beta", 0, "loss.beta=0: expected greater than 0"),
     ("loss.beta", -0.1, "loss.beta=-0.1: expected greater than 0"),
     ("loss.label_smoothing", 0.5, "loss.label_smoothing=0.5: expected less than 0.5"),
     ("loss.label_smoothing", -0.1, "loss.label_smoothing=-0.1: expected greater than or equal to 0"),
     ("optim.betas", [0.9, 1.0], "optim.betas=1.0: expected less than 1"),
+    ("optim.warmup_steps", 0, "optim.warmup_steps=0: expected greater than 0"),
+    ("optim.min_lr_ratio", 1.0, "optim.min_lr_ratio=1.0: expected less than 1"),
     ("optim.warmup_ratio", 1.0, "optim.warmup_ratio=1.0: expected less than 1"),
     ("optim.max_grad_norm", 0, "optim.max_grad_norm=0: expected greater than 0"),
     ("optim.weight_decay", -1, "optim.weight_decay=-1: expected greater than or equal to 0"),
@@ -174,6 +187,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("model.path", "???", "model.path has no value: give it one, model.path=..."),
     ("loss.beta", "???", "loss.beta has no value: give it one, loss.beta=..."),
     ("loss.beta", DELETED, "loss.beta is missing: the configuration must give it a value"),
+    ("optim.lr", DELETED, "optim.lr is missing: the configuration must give it a value"),
+    ("optim.name", DELETED, "optim.name is missing: the configuration must give it a value"),
     ("optim", DELETED, "optim is missing: the configuration must give it a value"),
 ]
 
@@ -181,6 +196,40 @@ WRONG: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("key", "value", "problem"), WRONG, ids=[f"{k}={v}" for k, v, _ in WRONG])
 def test_a_wrong_value_is_named_with_what_was_expected(key: str, value: Any, problem: str) -> None:
     assert problems_of(tree_of(**{key.replace(".", "__"): value})) == [problem]
+
+
+RMSPROP = {"name": "rmsprop", "lr": 1e-6, "alpha": 0.99, "eps": 1e-8, "schedule": "linear"}
+RMSPROP |= {"min_lr_ratio": None, "warmup_ratio": 0.1, "warmup_steps": None, "max_grad_norm": 1.0}
+
+
+def test_each_optimizer_has_its_own_keys() -> None:
+    config = read_config(tree_of(optim=RMSPROP), TrainConfig)
+    assert config.optim.settings() == {"name": "rmsprop", "alpha": 0.99, "eps": 1e-8}
+    assert read_config(tree_of(), TrainConfig).optim.settings() == {
+        "name": "adamw",
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+    }
+
+
+def test_a_key_of_another_optimizer_is_an_error() -> None:
+    (problem,) = problems_of(tree_of(optim={**RMSPROP, "betas": [0.9, 0.99]}))
+    assert problem.startswith("unknown key optim.betas: optim=rmsprop makes no use of betas; its keys are lr, schedule")
+    (problem,) = problems_of(tree_of(optim__alpha=0.9))
+    assert problem.startswith("unknown key optim.alpha: optim=adamw makes no use of alpha; its keys are lr, schedule")
+    assert problems_of(tree_of(optim={**RMSPROP, "alhpa": 0.9})) == [
+        "unknown key optim.alhpa; did you mean optim.alpha?"
+    ]
+    assert problems_of(tree_of(optim={**RMSPROP, "alpha": 1.0})) == ["optim.alpha=1.0: expected less than 1"]
+
+
+def test_a_key_of_another_option_names_the_options_that_have_it() -> None:
+    """What is said where Hydra finds that there is no such key."""
+    assert nearest_key("optim.alpha", TrainConfig) == "; it is a key of optim=rmsprop"
+    assert nearest_key("optim.betas", TrainConfig) == (
+        "; it is a key of optim=adamw or optim=adamw_8bit or optim=paged_adamw_8bit or optim=paged_adamw_32bit"
+    )
 
 
 def test_all_problems_are_reported_at_once() -> None:
@@ -198,6 +247,9 @@ GOOD = [
     {"loss__beta": 1},
     {"optim__betas": [0, 0.5]},
     {"optim__max_grad_norm": None},
+    {"optim__name": "adamw_8bit"},
+    {"optim__schedule": "cosine_with_min_lr", "optim__min_lr_ratio": 0},
+    {"optim__schedule": "inverse_sqrt", "optim__warmup_ratio": 0, "optim__warmup_steps": 150},
     {"engine__zero_stage": 3},
     {"engine__deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}},
     {"data__eval": 0.05},
@@ -244,6 +296,19 @@ CONFLICTS = [
     (
         {"reference__mode": "live", "reference__cache_dir": "cache"},
         "reference.cache_dir has no effect with reference.mode=live: nothing is kept",
+    ),
+    (
+        {"optim__schedule": "cosine_with_min_lr"},
+        "optim.schedule=cosine_with_min_lr needs optim.min_lr_ratio, the share of optim.lr that it ends at",
+    ),
+    (
+        {"optim__min_lr_ratio": 0.1},
+        "optim.min_lr_ratio=0.1 has no effect with optim.schedule=linear: it is for cosine_with_min_lr",
+    ),
+    (
+        {"optim__warmup_steps": 150},
+        "optim.warmup_steps=150 and optim.warmup_ratio=0.1 both say how long the warm-up is: set optim.warmup_ratio=0, "
+        "or optim.warmup_steps=null",
     ),
     ({"resume": "auto"}, "resume=auto needs run_dir, the folder to go on in"),
     ({"resume": "runs/old"}, "resume=runs/old needs run_dir, the folder to go on in"),

@@ -29,6 +29,7 @@ from dpo_cli.data.collate import collate
 from dpo_cli.data.load import fingerprint
 from dpo_cli.data.plan import Plan
 from dpo_cli.engine.engine import Engine
+from dpo_cli.engine.optimizers import check_optimizer
 from dpo_cli.engine.schedule import learning_rate
 from dpo_cli.engine.settings import deepspeed_config
 from dpo_cli.errors import DpoError, ExitCode
@@ -151,6 +152,7 @@ class _Run:
     def go(self, resumed: Checkpoint | None, started: float) -> None:
         """Everything, in order."""
         config = self.config
+        check_optimizer(config.optim.name, self._zero_stage(), distributed.device())
         budget = resolve_token_budget(config.train.tokens_per_micro_batch)
         setup = Setup(config.model, config.reference, self.rows, self.precision, budget, self.console)
         scorer = setup.load_policy()
@@ -295,9 +297,7 @@ class _Run:
         policy.train()
         engine = Engine(
             policy,
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
+            optimizer=optim.settings(),
             max_grad_norm=optim.max_grad_norm,
             zero_stage=self._zero_stage(),
             extra=self.config.engine.deepspeed,
@@ -327,7 +327,13 @@ class _Run:
 
         def rate(index: int) -> float:
             return learning_rate(
-                index, len(plan), peak=optim.lr, schedule=optim.schedule, warmup_ratio=optim.warmup_ratio
+                index,
+                len(plan),
+                peak=optim.lr,
+                schedule=optim.schedule,
+                warmup_ratio=optim.warmup_ratio,
+                warmup_steps=optim.warmup_steps,
+                min_lr_ratio=optim.min_lr_ratio,
             )
 
         rhythm = Rhythm(settings.log_every, settings.eval_every, settings.save_every)

@@ -17,11 +17,11 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from dpo_cli.distributed import rank, world_size
+from dpo_cli.engine.optimizers import make_optimizer, moment_names, set_updates
 from dpo_cli.engine.settings import deepspeed_config
 
 _NOBODY = -1
 """No module's number."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # DeepSpeed compiles this operation at every first start on a CPU (a compiler and half a minute) for tensor-parallel
 # inference, which is not done here.
@@ -29,15 +29,13 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 class Engine:
-    """A module being trained by AdamW under ZeRO 0 to 3."""
+    """A module being trained under ZeRO 0 to 3."""
 
     def __init__(
         self,
         module: nn.Module,
         *,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
+        optimizer: Mapping[str, Any],
         max_grad_norm: float | None,
         zero_stage: int,
         extra: Mapping[str, Any],
@@ -45,9 +43,7 @@ class Engine:
         """
         Args:
             module: float32; weights of a checkpoint already loaded, as they can't be set at every stage later.
-            betas: of AdamW.
-            eps: of AdamW.
-            weight_decay: of AdamW, for matrices and embeddings; never for biases and norms.
+            optimizer: its name and hyperparameters, as ``make_optimizer`` takes them.
             max_grad_norm: None = no clipping.
             zero_stage: 0 to 3.
             extra: more DeepSpeed keys.
@@ -55,15 +51,9 @@ class Engine:
         self.zero_stage = zero_stage
         self._max_grad_norm = max_grad_norm
         self._module = module
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=True)
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
-            optimizer=optimizer,
+            optimizer=make_optimizer(parameters=[p for _, p in self._trained()], **optimizer),
             config=deepspeed_config(zero_stage=zero_stage, max_grad_norm=max_grad_norm, extra=extra),
             dist_init_required=False,
         )
@@ -109,24 +99,24 @@ class Engine:
             yield name, full.detach().to("cpu", torch.float32)
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
-        """AdamW's moments as ``<parameter>/<moment>``, whole, on the CPU. All ranks must iterate."""
+        """What the optimizer remembers as ``<parameter>/<moment>``, whole, on the CPU. All ranks must iterate."""
         self._link_moments()
         for name, parameter in self._trained():
-            for moment in MOMENTS:
+            for moment in self._moments_of(parameter):
                 if self.zero_stage == 0:
                     full = self._deepspeed.optimizer.state[parameter][moment]
                 else:
                     full = safe_get_full_optimizer_state(parameter, moment)
                 if full is None:
                     raise RuntimeError(f"DeepSpeed has no {moment} of {name}")
-                yield f"{name}/{moment}", full.detach().to("cpu", torch.float32)
+                yield f"{name}/{moment}", full.detach().to("cpu")
 
     def set_moments(self, moments: Mapping[str, Tensor], updates: int, idle_loss: Tensor) -> None:
         """Put the optimizer where it was after ``updates`` updates.
 
         Args:
             moments: as ``moments`` gave them.
-            updates: AdamW's own count, which its bias correction needs.
+            updates: the optimizer's own count, which Adam's bias correction needs.
             idle_loss: a loss of weight zero, from a forward pass of this engine: ZeRO makes its optimizer state in
                 the first step, so one is made with zero gradients and learning rate 0, which changes nothing.
         """
@@ -134,7 +124,7 @@ class Engine:
         self.step(lr=0.0)
         self._link_moments()
         for name, parameter in self._trained():
-            for moment in MOMENTS:
+            for moment in self._moments_of(parameter):
                 value = moments[f"{name}/{moment}"]
                 if self.zero_stage == 0:
                     self._deepspeed.optimizer.state[parameter][moment].copy_(value)
@@ -142,9 +132,8 @@ class Engine:
                     safe_set_local_optimizer_state(parameter, _own_part(parameter, value), moment)
                 else:
                     safe_set_full_optimizer_state(parameter, value, moment)
-        inner = self._deepspeed.optimizer if self.zero_stage == 0 else self._deepspeed.optimizer.optimizer
-        for state in inner.state.values():
-            state["step"].fill_(updates)
+        for state in self._states().values():
+            set_updates(state, updates)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -176,6 +165,16 @@ class Engine:
         if self.zero_stage in (1, 2):
             self._deepspeed.optimizer._hp_optimizer_states_linked = False
             self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _states(self) -> Mapping[nn.Parameter, dict[str, Any]]:
+        """The optimizer's state of each parameter, or under ZeRO of each flat part of many."""
+        optimizer = self._deepspeed.optimizer
+        return (optimizer if self.zero_stage == 0 else optimizer.optimizer).state  # type: ignore[no-any-return]
+
+    def _moments_of(self, parameter: nn.Parameter) -> list[str]:
+        states = self._states()
+        # Under ZeRO every part has the same: what differs from parameter to parameter, the 8-bit states, is refused.
+        return moment_names(states[parameter] if self.zero_stage == 0 else next(iter(states.values())))
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self._module.named_parameters() if p.requires_grad)

@@ -16,18 +16,17 @@ from dpo_cli.engine.engine import Engine
 from dpo_cli.training.checkpoint import TrainingState, folder_of, read, write
 
 
-def main(stage: int, clip: float | None, start: Path | None, first: int, out: Path) -> None:
+def main(optimizer: str, stage: int, clip: float | None, start: Path | None, first: int, out: Path) -> None:
     """Updates ``first`` to the end of the run, keeping a checkpoint after each."""
     distributed.start()
     rank, world = distributed.rank(), distributed.world_size()
-    module = case.policy()
+    module = case.policy(case.width_of(optimizer))
     if start is not None:
         saved = read(folder_of(start, first))
         module.load_state_dict(saved.weights(), strict=False)  # tied weights stand in it once
     engine = Engine(
         module,
-        **case.ADAMW,
-        weight_decay=case.WEIGHT_DECAY,
+        optimizer={"name": optimizer, **case.OPTIMIZERS[optimizer]},
         max_grad_norm=clip,
         zero_stage=stage,
         extra=case.DEEPSPEED,
@@ -65,5 +64,5 @@ def keep(engine: Engine, updates: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    stage, clip, start, first, out = json.loads(sys.argv[1])
-    main(stage, clip, start and Path(start), first, Path(out))
+    optimizer, stage, clip, start, first, out = json.loads(sys.argv[1])
+    main(optimizer, stage, clip, start and Path(start), first, Path(out))

@@ -1,4 +1,4 @@
-"""One small training run, done the plain way: the whole global batch at once, torch's own AdamW, one process.
+"""One small training run, done the plain way: the whole global batch at once, torch's own optimizer, one process.
 
 What an engine does with the same run, in any number of ranks and micro-batches, is compared with it.
 """
@@ -20,8 +20,13 @@ from dpo_cli.objective import Objective
 from helpers.families import VOCABULARY, build
 
 # Large eps: where a gradient is nothing but rounding, Adam would otherwise blow it up to a full step.
-ADAMW = {"betas": (0.8, 0.95), "eps": 1e-4}
-WEIGHT_DECAY = 0.1
+ADAMW: dict[str, Any] = {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": ADAMW,
+    "rmsprop": {"alpha": 0.9, "eps": 1e-4},
+    "adamw_8bit": ADAMW,
+    "paged_adamw_32bit": ADAMW,
+}
 CLIP = 0.3
 """Far below every norm of the run, so that clipping always bites."""
 RATES = [1e-3, 2e-3, 5e-4, 1e-3]
@@ -38,11 +43,11 @@ SPLITS: dict[int, list[list[list[int]]]] = {
 }
 
 
-def policy() -> Policy:
+def policy(width: int = 16) -> Policy:
     """Tied embeddings, biases, norms and a frozen parameter: everything that a ZeRO stage may trip over."""
     config = Qwen2Config(
         vocab_size=VOCABULARY,
-        hidden_size=16,
+        hidden_size=width,
         intermediate_size=24,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -88,17 +93,27 @@ def comparisons_of(groups: list[Group]) -> int:
     return sum(len(group.pairs) for group in groups)
 
 
+def width_of(optimizer: str) -> int:
+    """Of the model. 8 bits are for tensors of 4,096 numbers and more: embeddings and MLPs of the wide one, not all."""
+    return 96 if optimizer == "adamw_8bit" else 16
+
+
+def plain_optimizer(name: str, trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """torch's own, as a training loop by hand would make it; where 8 bits are tried, their float32 original."""
+    if name == "rmsprop":
+        return torch.optim.RMSprop(trained.values(), **OPTIMIZERS[name])
+    matrices = [p for p in trained.values() if p.ndim >= 2]
+    others = [p for p in trained.values() if p.ndim < 2]
+    return torch.optim.AdamW([{"params": matrices}, {"params": others, "weight_decay": 0.0}], **ADAMW)
+
+
 class Plain:
     """The run after each update: ``weights[n]``, ``moments[n]`` after n updates, ``norms[n]`` of update n."""
 
-    def __init__(self, clip: float | None) -> None:
-        module = policy()
+    def __init__(self, clip: float | None, name: str = "adamw") -> None:
+        module = policy(width_of(name))
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        matrices = [p for p in trained.values() if p.ndim >= 2]
-        others = [p for p in trained.values() if p.ndim < 2]
-        optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], **ADAMW
-        )
+        optimizer = plain_optimizer(name, trained)
         self.weights = [_copy(dict(module.named_parameters()))]
         self.moments: list[dict[str, Tensor]] = [{}]
         self.norms: list[float] = []
@@ -117,7 +132,7 @@ class Plain:
                     {
                         f"{name}/{moment}": optimizer.state[p][moment]
                         for name, p in trained.items()
-                        for moment in ("exp_avg", "exp_avg_sq")
+                        for moment in optimizer.state[p].keys() - {"step"}
                     }
                 )
             )
