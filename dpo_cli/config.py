@@ -206,13 +206,24 @@ def nearest_key(key: str, schema: type[BaseModel]) -> str:
     """A hint naming the valid key most like ``key``, or an empty string."""
     keys = {valid.lower(): valid for valid in valid_keys(schema)}
     if key in keys.values():
-        return f": the chosen {key.partition('.')[0]} makes no use of it"
+        options = _options_with(key, schema)
+        few = f"; it is a key of {' or '.join(options)}"
+        return few if 0 < len(options) <= 4 else f": the chosen {key.partition('.')[0]} makes no use of it"
     wanted = key.lower()
     near = (
         [k for k in keys if k.rsplit(".", 1)[-1] == wanted.rsplit(".", 1)[-1]]  # right name, wrong section
         or difflib.get_close_matches(wanted, keys, n=1, cutoff=0.6)
     )
     return f"; did you mean {keys[near[0]]}?" if near else ""
+
+
+def _options_with(key: str, schema: type[BaseModel]) -> list[str]:
+    """The options of a group that have a key, where not all have the same: ``optim=rmsprop`` for ``optim.alpha``."""
+    section, _, name = key.partition(".")
+    field = schema.model_fields.get(section)
+    models = sections(field.annotation) if field else []
+    having = [model for model in models if len(models) > 1 and name in model.model_fields]
+    return [f"{section}={option}" for model in having for option in get_args(model.model_fields["name"].annotation)]
 
 
 def _explain(
@@ -326,6 +337,8 @@ def _sum_conflicts(loss: SumConfig) -> Iterator[str]:
     if loss.terms.keys() != loss.weights.keys():
         expected = ", ".join(loss.terms)
         yield f"loss.weights has {', '.join(loss.weights)}; expected one for each of loss.terms: {expected}"
+    if not loss.terms:
+        yield "loss.terms is empty: configs/loss/sum.yaml says how to give a sum its losses"
     kinds = {kind_of(term.name) for term in loss.terms.values()}
     if len(kinds) > 1:
         yield f"loss.terms: one sum can't count {' and '.join(sorted(kinds))}"

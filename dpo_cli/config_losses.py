@@ -260,13 +260,13 @@ class SumConfig(Section):
     """A weighted sum of losses of one kind."""
 
     name: Literal["sum"]
-    terms: Annotated[dict[str, SingleLoss], Field(min_length=1)]
+    terms: dict[str, SingleLoss]
     weights: dict[str, Number]
 
     @property
     def columns(self) -> frozenset[str]:
         """What every term makes use of."""
-        return frozenset.intersection(*(term.columns for term in self.terms.values()))
+        return frozenset.intersection(_ALL, *(term.columns for term in self.terms.values()))
 
     @property
     def needs_reference(self) -> bool:

@@ -120,6 +120,8 @@ def test_there_are_options_of_every_group() -> None:
 def test_every_option_composes(option: str, command: str, typed) -> None:
     if option.partition("=")[0] in SCHEMAS[command].model_fields:
         needed = ["data.margin=gap"] if "=rpo_" in option else []
+        if option == "loss=sum":
+            needed = ["+loss@loss.terms.dpo=dpo", "+loss.weights.dpo=1.0"]
         assert isinstance(typed(command, option, *GIVEN, *needed), SCHEMAS[command])
 
 

@@ -19,6 +19,8 @@ class Draft:
     def __init__(self) -> None:
         self.groups: dict[str, str] = {}
         """Options of config groups other than the default: ``loss`` to ``ipo``."""
+        self.added: dict[str, str] = {}
+        """Options of config groups put at other keys than their own: ``/loss@loss.terms.sft`` to ``sft``."""
         self.values: dict[str, tuple[Any, str]] = {}
         """Full keys, each with its value and a remark."""
         self.missing: dict[str, str] = {}

@@ -143,6 +143,7 @@ def _convert_warmup(options: Options, draft: Draft, *, none: bool) -> None:
     if none:
         draft.set("optim.warmup_ratio", 0.0, f"{options.tool}'s constant schedule has no warm-up")
     elif steps >= 1:
+        draft.set("optim.warmup_ratio", 0.0)
         draft.set("optim.warmup_steps", int(steps), remark)
     else:
         draft.set("optim.warmup_ratio", float(steps or ratio), remark)

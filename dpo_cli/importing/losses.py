@@ -273,8 +273,7 @@ def write_sum(draft: Draft, shares: dict[str, float], terms: dict[str, Term]) ->
     """Several losses with their weights."""
     draft.groups["loss"] = "sum"
     for name, term in terms.items():
-        if not term:
-            draft.set(f"loss.terms.{name}", {})
+        draft.added[f"/loss@loss.terms.{name}"] = name
         for key, (value, remark) in term.items():
             draft.set(f"loss.terms.{name}.{key}", value, remark)
         draft.set(f"loss.weights.{name}", shares[name])

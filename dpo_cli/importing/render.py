@@ -62,7 +62,8 @@ def comment(paragraphs: list[str]) -> list[str]:
 
 
 def _defaults(draft: Draft) -> list[str]:
-    lines = [f"  - override /{group}: {option}" for group, option in sorted(draft.groups.items())]
+    lines = [f"  - {place}: {option}" for place, option in draft.added.items()]
+    lines += [f"  - override /{group}: {option}" for group, option in sorted(draft.groups.items())]
     return ["defaults:", *lines] if lines else []
 
 

@@ -112,8 +112,9 @@ def _pair_shift(values: Tensor, state: State, hyper: Mapping[str, Any]) -> tuple
 
 def _answer_shift(values: Tensor, state: State, hyper: Mapping[str, Any]) -> tuple[float, State]:
     ratio, good = values[:, 0], values[:, 1] > 0
-    sides = [ratio[side].mean() for side in (good, ~good) if side.any()]  # a small batch may be all good
-    return _running_mean(hyper["beta"] * float(torch.stack(sides).mean()), state)
+    if good.all() or not good.any():  # one side says nothing of the middle: the shift stays where it is
+        return state.get("mean", 0.0), state
+    return _running_mean(hyper["beta"] * float(ratio[good].mean() + ratio[~good].mean()) / 2, state)
 
 
 def _sorted(values: Tensor, state: State, hyper: Mapping[str, Any]) -> tuple[Sorted, State]:

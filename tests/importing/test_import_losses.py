@@ -68,7 +68,6 @@ def test_several_losses(convert) -> None:
         "terms": {
             "dpo": {"beta": 0.1, "label_smoothing": 0.0, "ld_alpha": 0.5},
             "robust": {"beta": 0.1, "label_smoothing": 0.2, "ld_alpha": 0.5},
-            "sft": {},
         },
         "weights": {"dpo": 0.8, "robust": 0.2, "sft": 1.0},
     }
@@ -253,7 +252,7 @@ LLAMAFACTORY = {"model_name_or_path": "m", "dataset": "d", "stage": "dpo", "fine
             {"pref_bco_weight": 0.25, "pref_ftx": 0.5},
             "sum",
             {
-                "terms": {"dpo": {"beta": 0.1, "label_smoothing": 0.0}, "bco_pair": {"beta": 0.1}, "sft": {}},
+                "terms": {"dpo": {"beta": 0.1, "label_smoothing": 0.0}, "bco_pair": {"beta": 0.1}},
                 "weights": {"dpo": 0.8, "bco_pair": 0.2, "sft": 0.5},
             },
         ),
