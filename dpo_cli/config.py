@@ -324,8 +324,11 @@ def _loss_conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:
     for place, term in loss.terms.items() if isinstance(loss, SumConfig) else [("", loss)]:
         prefix = f"loss.terms.{place}" if place else "loss"
         alpha = getattr(term, "divergence_alpha", None)
-        if (getattr(term, "divergence", None) == "alpha") != (alpha is not None):
-            yield f"{prefix}.divergence_alpha={alpha}: it goes with divergence=alpha, and that with it"
+        divergence = getattr(term, "divergence", None)
+        if divergence == "alpha" and alpha is None:
+            yield f"{prefix}.divergence_alpha has no value: between 0 (reverse KL) and 1 (forward KL)"
+        if divergence != "alpha" and alpha is not None:
+            yield f"{prefix}.divergence_alpha={alpha} has no effect with {prefix}.divergence={divergence}"
         humanline = getattr(term, "humanline", None)
         if humanline is not None and humanline[0] >= humanline[1]:
             yield f"{prefix}.humanline={list(humanline)}: expected [low, high]"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.loss_cases import settings
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -272,6 +273,74 @@ def test_what_goes_together_is_taken(changes: dict[str, Any]) -> None:
         for part in key.split("__"):
             found = getattr(found, part)
         assert found == (tuple(value) if isinstance(value, list) else value)
+
+
+LOSS_CONFLICTS = [
+    (
+        {"loss": settings("kto"), "data__margin": "gap"},
+        "data.margin has no effect: loss=kto makes no use of it",
+    ),
+    (
+        {"loss": settings("aot"), "data__weight": "w", "data__label_prob": "p"},
+        "data.weight has no effect: loss=aot makes no use of it",
+        "data.label_prob has no effect: loss=aot makes no use of it",
+    ),
+    (
+        {"loss": settings("rpo_sq")},
+        "data.margin has no value: loss=rpo_sq needs the true reward's gap, a column or two ([good, bad])",
+    ),
+    ({"reference__mode": "none"}, "reference.mode=none: loss=dpo needs a reference"),
+    (
+        {"loss": settings("simpo"), "reference__path": "other"},
+        "reference.path has no effect: loss=simpo needs no reference",
+    ),
+    (
+        {"loss__divergence": "alpha"},
+        "loss.divergence_alpha has no value: between 0 (reverse KL) and 1 (forward KL)",
+    ),
+    (
+        {"loss__divergence_alpha": 0.5},
+        "loss.divergence_alpha=0.5 has no effect with loss.divergence=reverse_kl",
+    ),
+    ({"loss__humanline": [1.5, -1.0]}, "loss.humanline=[1.5, -1.0]: expected [low, high]"),
+    (
+        {"reference__update_every": 5},
+        "reference.update_mix has no value: which share of the policy, such as 0.6",
+        "reference.update_every moves the reference: it needs reference.mode=live and a loss with a reference",
+    ),
+    ({"reference__update_mix": 0.5}, "reference.update_mix=0.5 has no effect without reference.update_every"),
+    (
+        {"loss": {"name": "sum", "terms": {}, "weights": {}}},
+        "loss.terms is empty: configs/loss/sum.yaml says how to give a sum its losses",
+    ),
+    (
+        {"loss": {"name": "sum", "terms": {"dpo": settings("dpo")}, "weights": {"dop": 1.0}}},
+        "loss.weights has dop; expected one for each of loss.terms: dpo",
+    ),
+    (
+        {
+            "loss": {
+                "name": "sum",
+                "terms": {n: settings(n) for n in ("dpo", "kto")},
+                "weights": {"dpo": 1.0, "kto": 1.0},
+            }
+        },
+        "loss.terms: one sum can't count answers and pairs",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "problems"), [(changes, list(problems)) for changes, *problems in LOSS_CONFLICTS])
+def test_what_a_loss_makes_no_use_of_is_an_error(changes: dict[str, Any], problems: list[str]) -> None:
+    assert problems_of(tree_of(**changes)) == problems
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("ipo", "label_smoothing"), ("simpo", "ld_alpha"), ("kto", "sft_weight"), ("aot", "divergence")]
+)
+def test_a_key_of_another_loss_is_an_unknown_key(name: str, key: str) -> None:
+    (problem,) = problems_of(tree_of(loss={**settings(name), key: 0.1}))
+    assert problem.startswith(f"unknown key loss.{key}: loss={name} makes no use of {key}; its keys are ")
 
 
 CONFLICTS = [

@@ -33,7 +33,13 @@ class Sums:
         return self.values[2 * self.names.index(name)]
 
     def means(self, over_ranks: Callable[[Sequence[float]], list[float]]) -> dict[str, float]:
-        """Means over all ranks' values, by metric name, of those that have any; ``over_ranks`` sums each over them."""
+        """Means over all ranks' values, by metric name, of those that have any; ``over_ranks`` sums each over them.
+
+        Answers judged one by one have no opponent: their margin is the good ones' mean reward less the bad ones'.
+        """
         sums = over_ranks(self.values)
         found = zip(self.names, sums[::2], sums[1::2], strict=True)
-        return {name: total / count for name, total, count in found if count}
+        means = {name: total / count for name, total, count in found if count}
+        if "rewards/margins" in self.names and {"rewards/chosen", "rewards/rejected"} <= means.keys():
+            means.setdefault("rewards/margins", means["rewards/chosen"] - means["rewards/rejected"])
+        return means
