@@ -19,6 +19,7 @@ from helpers.command import Outcome, dpo, dpo_each, environment
 import dpo_cli.quickstart
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+LOSSES = sorted(file.stem for file in (CONFIGS / "loss").glob("*.yaml"))
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))
 ASSETS = Path(dpo_cli.quickstart.__file__).parent / "assets" / "model"
 GIVEN = ("model.path=some-model", "data.path=rows.jsonl")
@@ -103,7 +104,7 @@ MISTAKES = {
     "swept, unknown": train("-m", "xyzzy=1,2", says=["unknown key xyzzy"]),
     # group options
     "no such option": train("engine=zero9", says=[["engine=zero9", "did you mean zero3?", "auto, zero3"]]),
-    "no such loss": train("loss=dppo", says=[["loss=dppo", "did you mean dpo?", "(available: dpo)"]]),
+    "no such loss": train("loss=dppo", says=[["loss=dppo", "did you mean dpo?", f"(available: {', '.join(LOSSES)})"]]),
     "no such experiment": train("+experiment=quickstrat", says=[["did you mean quickstart?", AVAILABLE]]),
     "no such experiment, no plus": train("experiment=quickstrat", says=[["did you mean quickstart?", AVAILABLE]]),
     "a number for an option": train("loss=3", says=[["loss=3", "loss is a group"]]),
@@ -335,7 +336,7 @@ def test_configs_prints_a_folder_with_the_files(shown: dict[str, str]) -> None:
 COMPLETIONS = {
     "dpo ": ["train ", "precompute-ref ", "eval ", "import ", "configs ", "completion "],
     "dpo tr": ["train "],
-    "dpo train loss=": ["loss=dpo"],
+    "dpo train loss=": [f"loss={name}" for name in LOSSES],
     "dpo train engine=z": ["engine=zero3"],
     "dpo train loss.b": ["loss.beta="],
     "dpo train train.batch": ["train.batch_size="],
