@@ -36,7 +36,8 @@ class Modifiers:
     sft_weight: float = 0.0
     """x the mean negative log-prob per token of the chosen answer is added (RPO: Pang et al. 2024, eq. 1, whose
     likelihood is divided by the length as here; Liu et al. 2024 sum). It is no preference: a label's probability
-    and WPO's weight don't scale it."""
+    and WPO's weight don't scale it, and it is of the policy's own log-probs, which neither LD-DPO weighs nor
+    humanline clamps."""
     ld_alpha: float = 1.0
     """LD-DPO: see ``pairs_of``."""
     wpo: bool = False
@@ -79,15 +80,16 @@ class Term:
         score = divergence_score(self.modifiers.divergence, self.modifiers.divergence_alpha)
         return pairs_of(logps, preferences, ld_alpha=self.modifiers.ld_alpha, score=score)
 
-    def losses(self, view: View) -> Tensor:
-        """``[B]``, unweighted."""
+    def losses(self, view: View, logps: AnswerLogps, preferences: Preferences) -> Tensor:
+        """``[B]``, unweighted, of a view of these."""
         if not isinstance(view, Pairs):
             return self.spec.function(view, **self.hyper)
         losses = self._preference(view)
         if self.modifiers.wpo:
             losses = losses * _wpo_weight(view)
         if self.modifiers.sft_weight:
-            losses = losses - self.modifiers.sft_weight * view.chosen.mean_policy
+            mean_logps = logps.policy_sums / logps.lengths
+            losses = losses - self.modifiers.sft_weight * mean_logps[preferences.winners]
         return losses
 
     def _preference(self, pairs: Pairs) -> Tensor:
@@ -186,7 +188,7 @@ class Loss:
         )
         for name, (weight, term) in self.terms.items():
             view = replace(term.view(logps, preferences), context=(contexts or {}).get(name))
-            losses = weights * term.losses(view)
+            losses = weights * term.losses(view, logps, preferences)
             metrics[f"loss/{name}"] = losses.detach()
             total = weight * losses if total is None else total + weight * losses
         assert total is not None

@@ -28,6 +28,17 @@ def test_sft_term() -> None:
     assert found.tolist() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("changes", [{"ld_alpha": 0.3}, {"humanline": [-0.5, 0.8]}])
+def test_sft_term_is_of_the_log_probs_as_they_are(changes: dict[str, Any]) -> None:
+    """LD-DPO weighs and humanline clamps what is compared, not the winner's likelihood."""
+    policy, reference = random_answers()
+    logps, preferences = logps_of(policy, reference), preferences_of(*PAIRS)
+    bare = losses_of(loss("dpo", **changes), logps, preferences).tolist()
+    found = losses_of(loss("dpo", sft_weight=0.7, **changes), logps, preferences)
+    expected = [reference_modifiers.with_sft(value, policy[w], 0.7) for value, (w, _) in zip(bare, PAIRS, strict=True)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("name", ["dpo", "nca"])
 def test_ld_dpo_weighs_the_tail_of_policy_and_reference(name: str, alpha: float) -> None:
