@@ -25,7 +25,7 @@ test: install-dev ## install and run the tests (under 5 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 test-slow: install-dev ## the tests that take minutes
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m slow
 
 check: install-dev ## formatting, linter, types, import rules
 	$(BIN)/ruff format --check .
