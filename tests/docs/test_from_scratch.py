@@ -72,6 +72,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     return Both(folder / "out", printed, folder / "run")
 
 
+@pytest.mark.slow
 def test_every_update_is_dpo_trains(both: Both) -> None:
     ours = updates(both.run)
     assert len(both.printed) == len(ours) == UPDATES
@@ -83,6 +84,7 @@ def test_every_update_is_dpo_trains(both: Both) -> None:
     assert max(losses) - min(losses) > 0.05, "so little happens that the comparison proves nothing"
 
 
+@pytest.mark.slow
 def test_the_weights_at_the_end_are_dpo_trains(both: Both) -> None:
     scratch, train, start = (
         load_file(folder / "model.safetensors") for folder in (both.scratch, both.run / "final", ASSETS / "model")
@@ -102,6 +104,7 @@ def test_the_example_is_short_and_stands_alone() -> None:
     assert found - set(sys.stdlib_module_names) == {"numpy", "torch", "transformers"}
 
 
+@pytest.mark.slow
 def test_the_snippet_reads_the_rewards_that_training_reports(both: Both, tmp_path: Path) -> None:
     """On the same held-out rows it finds the accuracy and the margin of the run's last evaluation."""
     document = (REPOSITORY / "docs" / "dpo.md").read_text()

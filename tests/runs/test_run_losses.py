@@ -96,6 +96,7 @@ def test_batch_wide_losses_do_not_depend_on_the_split(name: str, place: Place, t
         assert_same_curve(place.run(tmp_path / label, {**start, **change}), whole, 2e-5)
 
 
+@pytest.mark.slow
 def test_bco_goes_on_with_its_running_mean(place: Place, tmp_path: Path) -> None:
     """A run stopped in its third update and gone on with is bitwise the run that was not."""
     start = {**SHORT, "loss": "bco_pair", "train.save_every": 1, "loss.beta": 0.5, "loss.sft_weight": 0.1}
@@ -107,6 +108,7 @@ def test_bco_goes_on_with_its_running_mean(place: Place, tmp_path: Path) -> None
     assert state["loss"]["bco_pair"]["count"] == 3.0
 
 
+@pytest.mark.slow
 def test_a_reference_that_moves_is_in_the_checkpoint(place: Place, tmp_path: Path) -> None:
     """TR-DPO: after every second update the reference moves half way; stopped and gone on with, it is the same run."""
     moving = {**SHORT, "reference.mode": "live", "train.save_every": 1}
