@@ -9,7 +9,7 @@ no effect together. It runs before torch is imported.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -236,7 +236,7 @@ def _explain(
     for problem in error.errors(include_url=False):
         parts = _without_tags([str(part) for part in problem["loc"]], schema)
         key = next(
-            (".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in known),
+            (".".join(parts[:n]) for n in range(len(parts), 0, -1) if _known(parts[:n], known)),
             ".".join(parts),
         )
         if problem["type"] == "extra_forbidden":
@@ -256,6 +256,13 @@ def _explain(
         if found[key] != "???":
             wanted = " or ".join(dict.fromkeys(requirements))
             yield f"{key}={found[key]!r}{_where(key, files, str(found[key]))}: expected {wanted}"
+
+
+def _known(parts: Sequence[str], known: Container[str]) -> bool:
+    """Whether there is such a key; the keys of a sum's terms are those of losses."""
+    if len(parts) == 4 and parts[:2] == ["loss", "terms"]:
+        parts = ["loss", parts[3]]
+    return ".".join(parts) in known
 
 
 def _requirement(problem: Any) -> str:
@@ -305,6 +312,8 @@ def _conflicts(config: Section) -> Iterator[str]:
     yield from _loss_conflicts(config)
     if isinstance(config, TrainConfig):
         yield from _train_conflicts(config)
+    elif config.run is None and config.reference.update_every is not None:
+        yield "reference.update_every has no effect in `dpo eval`: nothing is trained"
     elif config.run is None and config.data.eval is not None:
         yield "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
 
@@ -315,14 +324,14 @@ def _loss_conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:
     for column in ("weight", "margin", "label_prob"):
         if getattr(data, column) is not None and column not in loss.columns:
             yield f"data.{column} has no effect: loss={loss.name} makes no use of it"
-    if loss.name.startswith("rpo_") and data.margin is None:
-        yield f"data.margin has no value: loss={loss.name} needs the true reward's gap, a column or two ([good, bad])"
     if config.reference.mode == "none" and loss.needs_reference:
         yield f"reference.mode=none: loss={loss.name} needs a reference"
-    if config.reference.path is not None and not loss.needs_reference:
+    if config.reference.path is not None and not loss.needs_reference and not config.eval.samples:  # for their KL
         yield f"reference.path has no effect: loss={loss.name} needs no reference"
     for place, term in loss.terms.items() if isinstance(loss, SumConfig) else [("", loss)]:
         prefix = f"loss.terms.{place}" if place else "loss"
+        if term.name.startswith("rpo_") and data.margin is None:
+            yield f"data.margin has no value: {term.name} needs the true reward's gap, a column or two ([good, bad])"
         alpha = getattr(term, "divergence_alpha", None)
         divergence = getattr(term, "divergence", None)
         if divergence == "alpha" and alpha is None:
@@ -332,6 +341,8 @@ def _loss_conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:
         humanline = getattr(term, "humanline", None)
         if humanline is not None and humanline[0] >= humanline[1]:
             yield f"{prefix}.humanline={list(humanline)}: expected [low, high]"
+        if humanline is not None and getattr(term, "reference_free", False):
+            yield f"{prefix}.humanline holds ratios to the reference, and {prefix}.reference_free=true leaves it out"
     if isinstance(loss, SumConfig):
         yield from _sum_conflicts(loss)
 
@@ -339,7 +350,7 @@ def _loss_conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:
 def _sum_conflicts(loss: SumConfig) -> Iterator[str]:
     if loss.terms.keys() != loss.weights.keys():
         expected = ", ".join(loss.terms)
-        yield f"loss.weights has {', '.join(loss.weights)}; expected one for each of loss.terms: {expected}"
+        yield f"loss.weights has {', '.join(loss.weights) or 'none'}; expected one for each of loss.terms: {expected}"
     if not loss.terms:
         yield "loss.terms is empty: configs/loss/sum.yaml says how to give a sum its losses"
     kinds = {kind_of(term.name) for term in loss.terms.values()}

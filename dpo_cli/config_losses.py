@@ -49,6 +49,11 @@ class _Pairs(_Loss):
     """Any loss of comparisons."""
 
     sft_weight: NotNegative
+
+
+class _Likely(_Loss):
+    """Losses whose comparisons can count by how likely they are."""
+
     wpo: bool
 
 
@@ -72,8 +77,12 @@ class _Divergence(_Loss):
     divergence_alpha: Fraction | None
 
 
-class _Ratio(_Beta, _Pairs, _Tail, _Referenced):
+class _Two(_Beta, _Pairs, _Tail, _Referenced):
     """Losses of two rewards."""
+
+
+class _Ratio(_Two, _Likely):
+    """Of the rewards of one row's two answers."""
 
     columns = _SOFT
 
@@ -84,7 +93,7 @@ class _Gap(_Ratio, _Divergence):
     columns = _ALL
 
 
-class _OwnLikelihood(_Beta, _Pairs):
+class _OwnLikelihood(_Beta, _Pairs, _Likely):
     """Losses of the policy's own log-probs."""
 
     columns = _ALL
@@ -108,7 +117,7 @@ class HingeConfig(_Gap):
     name: Literal["hinge"]
 
 
-class SlicConfig(_Pairs, _Tail):
+class SlicConfig(_Pairs, _Likely, _Tail):
     columns = _ALL
     name: Literal["slic"]
     delta: NotNegative
@@ -131,12 +140,12 @@ class SppoConfig(_Ratio):
     name: Literal["sppo"]
 
 
-class AotConfig(_Ratio, _Smoothed):
+class AotConfig(_Two, _Smoothed):
     columns = frozenset()
     name: Literal["aot"]
 
 
-class AotUnpairedConfig(_Ratio, _Smoothed):
+class AotUnpairedConfig(_Two, _Smoothed):
     columns = frozenset()
     name: Literal["aot_unpaired"]
 
@@ -174,7 +183,7 @@ class CpoConfig(_OwnLikelihood, _Tail, _Smoothed):
     name: Literal["cpo"]
 
 
-class OrpoConfig(_Beta, _Pairs):
+class OrpoConfig(_Beta):
     columns = _SOFT
     name: Literal["orpo"]
     nll: Literal["answer", "full"]
@@ -265,8 +274,9 @@ class SumConfig(Section):
 
     @property
     def columns(self) -> frozenset[str]:
-        """What every term makes use of."""
-        return frozenset.intersection(_ALL, *(term.columns for term in self.terms.values()))
+        """Weights that every term takes; margins and probabilities that any does."""
+        taken = [term.columns for term in self.terms.values()]
+        return frozenset().union(*taken) - (_WEIGHT - frozenset.intersection(_ALL, *taken))
 
     @property
     def needs_reference(self) -> bool:

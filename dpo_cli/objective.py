@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class Objective:
         batch = collate(groups, share=self.share, predict_prompts=self.loss.needs_prompt)
         output = policy(batch, True) if self.loss.needs_concentration else policy(batch)
         reference = None if self.reference is None else self.reference(batch)
-        return batch, answer_logps(output, reference, batch)
+        return batch, answer_logps(output, reference, batch, prompts=self.loss.needs_prompt)
 
     def preferences(self, batch: FlatBatch, logps: AnswerLogps, rows: Sequence[int]) -> Preferences:
         """The batch's preferences; ``rows``: places of its comparisons in the global batch."""
@@ -75,21 +75,22 @@ class Objective:
         """
         gathered: dict[str, Tensor] = {}
         if self.loss.columns("batch"):
-            gathered["batch"] = self._gather(policy, micro_batches, order, self.groups, rows_of(order, self.count))
+            rows = rows_of(order, self.count)
+            gathered["batch"] = self._gather("batch", policy, micro_batches, order, rows)
         if self.loss.columns("mismatched"):
             rows = {group: [place] for place, group in enumerate(order)}
-            gathered["mismatched"] = self._gather(policy, micro_batches, order, self.mismatched, rows)
+            gathered["mismatched"] = self._gather("mismatched", policy, micro_batches, order, rows)
         return self.loss.contexts(gathered, state)
 
     def _gather(
         self,
+        over: Literal["batch", "mismatched"],
         policy: Policy,
         micro_batches: Sequence[Sequence[int]],
         order: Sequence[int],
-        groups: Sequence[Group],
         rows: Mapping[int, list[int]],
     ) -> Tensor:
-        over = "batch" if groups is self.groups else "mismatched"
+        groups = self.groups if over == "batch" else self.mismatched
         total = sum(len(places) for places in rows.values())
         numbers = torch.zeros(total, self.loss.columns(over), dtype=torch.float64, device=device())
         for members in micro_batches:
@@ -108,20 +109,23 @@ def rows_of(order: Sequence[int], count: Callable[[int], int]) -> dict[int, list
     return {index: list(range(end - size, end)) for index, size, end in zip(order, counts, ends, strict=True)}
 
 
-def answer_logps(output: Tensor | tuple[Tensor, Tensor], reference: Tensor | None, batch: FlatBatch) -> AnswerLogps:
+def answer_logps(
+    output: Tensor | tuple[Tensor, Tensor], reference: Tensor | None, batch: FlatBatch, *, prompts: bool = False
+) -> AnswerLogps:
     """From predicted tokens, each once, to the tokens of each answer.
 
     Args:
         output: the policy's, ``[N]`` or two such.
         reference: ``[M]``, or None.
         batch: says which token belongs to which answers.
+        prompts: whether the prompts' tokens were predicted too; a prompt of one token has none.
     """
     predicted, concentration = output if isinstance(output, tuple) else (output, None)
     where = predicted.device
     tokens = torch.from_numpy(batch.answer_tokens).to(where)
     count = int(batch.answer[-1]) + 1
     prompt = prompt_lengths = None
-    if len(batch.prompt_tokens):
+    if prompts:
         owner = torch.from_numpy(batch.prompt_answer).to(where)
         of_prompts = predicted[torch.from_numpy(batch.prompt_tokens).to(where)]
         prompt = of_prompts.new_zeros(count).index_add(0, owner, of_prompts)
@@ -131,7 +135,7 @@ def answer_logps(output: Tensor | tuple[Tensor, Tensor], reference: Tensor | Non
         reference=None if reference is None else reference.to(where),
         answer=torch.from_numpy(batch.answer).to(where),
         count=count,
-        concentration=None if concentration is None else concentration[tokens],
+        concentration=None if concentration is None else predicted.detach()[tokens] - concentration[tokens],
         prompt=prompt,
         prompt_lengths=prompt_lengths,
     )

@@ -287,7 +287,7 @@ LOSS_CONFLICTS = [
     ),
     (
         {"loss": settings("rpo_sq")},
-        "data.margin has no value: loss=rpo_sq needs the true reward's gap, a column or two ([good, bad])",
+        "data.margin has no value: rpo_sq needs the true reward's gap, a column or two ([good, bad])",
     ),
     ({"reference__mode": "none"}, "reference.mode=none: loss=dpo needs a reference"),
     (

@@ -66,7 +66,7 @@ def test_concentration_is_log_of_the_sum_of_squared_probabilities(policy: Policy
                 logits = policy._flat(batch, torch.device("cpu"))
                 squares = torch.log_softmax(logits, -1).exp().square().sum(-1).log()
                 expected += squares[len(group.prompt_ids) - 1 :].tolist()
-    assert logps.concentration.tolist() == pytest.approx(expected, rel=1e-8)
+    assert (logps.policy - logps.concentration).tolist() == pytest.approx(expected, rel=1e-8)
 
 
 def test_rows_are_places_among_the_batchs_comparisons() -> None:

@@ -87,6 +87,10 @@ def _evaluate(config: EvaluateConfig, loss: Loss, rows: Rows, console: Console) 
         reference = setup.make_reference(groups=scorer.policy.groups, scorer=None, needed=loss.needs_reference)
     if loss.needs_reference and reference is not None:
         console.say(f"reference: {config.reference.path or config.model.path} ({reference.counts})")
+        if config.reference.update_every is not None:
+            console.warn(
+                "the run's reference moved while it was trained; this one is as it was before the first update"
+            )
     elif loss.needs_reference:
         console.say("no reference (reference.path): rewards are beta x log-prob of the answer, and there is no loss")
     metrics = _preferences(loss, rows, scorer, reference, budget, console)
@@ -118,7 +122,7 @@ def _preferences(
         metrics = evaluate_preferences(
             scorer.policy,
             objective,
-            lengths=[scorer.lengths(group) for group in groups],
+            lengths=scorer.room(groups, rows.mismatched_held_out),
             token_budget=budget,
             advance=advance,
         )

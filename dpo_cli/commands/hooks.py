@@ -14,7 +14,7 @@ from dpo_cli.commands.report import append_samples
 from dpo_cli.commands.sampling import sample_answers
 from dpo_cli.config import TrainConfig
 from dpo_cli.engine.engine import Engine
-from dpo_cli.errors import NumericsError, Preempted, StorageError
+from dpo_cli.errors import DpoError, NumericsError, Preempted, StorageError
 from dpo_cli.evaluation.preferences import evaluate_preferences
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.objective import LossState, Objective
@@ -132,7 +132,7 @@ class RunHooks:
             metrics = evaluate_preferences(
                 self.engine,
                 replace(self.objective, groups=groups, mismatched=self.rows.mismatched_held_out),
-                lengths=[self.scorer.lengths(group) for group in groups],
+                lengths=self.scorer.room(groups, self.rows.mismatched_held_out),
                 token_budget=self.token_budget,
                 advance=advance,
             )
@@ -146,9 +146,17 @@ class RunHooks:
                 f"the held-out loss after update {step} is not finite: the model is spoilt, or it has no number for "
                 f"one of the rows from {groups[0].source} to {groups[-1].source}. Lower optim.lr, or look at these rows"
             )
+        self._keep_best(step, metrics)
+
+    def _keep_best(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Remember the best evaluation by ``train.keep_best``; only what is saved can be kept."""
         name, saved_every = self.config.train.keep_best, self.config.train.save_every
-        if name and step and saved_every and step % saved_every == 0:  # only what is saved can be kept
-            sign = -1 if name == "loss" else 1
+        if name is not None and name not in metrics:
+            raise DpoError(
+                f"train.keep_best={name}: with these rows there is no such metric, only {', '.join(metrics)}"
+            )
+        if name and step and saved_every and step % saved_every == 0:
+            sign = -1 if name.split("/")[0] == "loss" else 1
             if not self.best or sign * metrics[name] > sign * self.best["value"]:
                 self.best = {"step": step, "value": metrics[name]}
 

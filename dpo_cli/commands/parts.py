@@ -80,7 +80,8 @@ def load_rows(model: ModelConfig, data: DataConfig, loss: Loss, seed: int, conso
     )
     if not loss.columns("mismatched"):
         return Rows(tokenizer, loaded)
-    others, held_others = (mismatch(side, seed, data.max_length) for side in (loaded.train, loaded.held_out))
+    others = mismatch(loaded.train, seed, data.max_length, "training rows")
+    held_others = mismatch(loaded.held_out, seed, data.max_length, f"data.eval={data.eval}")
     return Rows(tokenizer, loaded, others, held_others)
 
 
@@ -98,6 +99,11 @@ class Scorer:
         """Tokens that a group takes in a micro-batch."""
         return partial(flat_length, share=self.policy.groups)
 
+    def room(self, groups: Sequence[Group], mismatched: Sequence[Group]) -> list[int]:
+        """Tokens to allow each group in a micro-batch, which its mismatched answer must fit as well."""
+        others = mismatched or groups
+        return [max(self.lengths(own), self.lengths(other)) for own, other in zip(groups, others, strict=True)]
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -112,6 +118,20 @@ class Reference:
     store: Path | None
     live: Policy | None = None
     """The second model in memory, if there is one."""
+
+    def check_can_follow(self, policy: Policy) -> None:
+        """Whether the reference can move towards the policy.
+
+        Raises:
+            DpoError: if it is another architecture.
+        """
+        assert self.live is not None
+        sizes = [{name: p.shape for name, p in module.named_parameters()} for module in (self.live, policy)]
+        if sizes[0] != sizes[1]:
+            raise DpoError(
+                "reference.update_every moves the reference towards the policy, and reference.path is a model of other "
+                "weights: expected the same architecture"
+            )
 
     def follow(self, weights: Iterable[tuple[str, Tensor]], mix: float) -> None:
         """TR-DPO (Gorbatovski et al. 2024, eq. 8 and 9): ``mix`` x the policy + (1 - mix) x the reference as it was.

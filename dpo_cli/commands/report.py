@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from dpo_cli.config import TrainConfig
 from dpo_cli.evaluation.samples import Samples
+from dpo_cli.losses.loss import Modifiers
 from dpo_cli.tracking.console import Console
 
 _SHOWN_SAMPLES = 5
@@ -95,10 +97,17 @@ def _number(value: float | None, error: float | None = None) -> str:
     return "" if value is None else f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "")
 
 
-def model_card(config: TrainConfig, pairs: int, final: Mapping[str, float], steps: int) -> str:
-    """README.md of ``final/``: what it is and how it came about. Local folders are named by their last part."""
+def model_card(config: TrainConfig, counted: str, final: Mapping[str, float], steps: int) -> str:
+    """README.md of ``final/``: what it is and how it came about. Local folders are named by their last part.
+
+    Args:
+        config: of the run.
+        counted: what was trained on, such as ``22 pairs``.
+        final: metrics at the end.
+        steps: updates.
+    """
     model, data = _public_name(config.model.path), _public_name(config.data.path)
-    loss = ", ".join(f"{key} {value}" for key, value in config.loss.model_dump().items() if key != "name")
+    loss = _loss_in_words(config.loss.settings())
     measured = [f"| {label} | {final[name]:.4f} |" for name, label in _OUTCOME.items() if name in final]
     lines = [
         "---",
@@ -111,8 +120,8 @@ def model_card(config: TrainConfig, pairs: int, final: Mapping[str, float], step
         "",
         f"# {Path(model).name}, tuned on preferences",
         "",
-        f"Trained by {config.loss.name} ({loss}) from {model} on {pairs} pairs of {data}: {steps} updates of",
-        f"{config.train.batch_size} comparisons, learning rate {config.optim.lr}, seed {config.seed}.",
+        f"Trained by {loss} from {model} on {counted} of {data}: {steps} updates of",
+        f"{config.train.batch_size}, learning rate {config.optim.lr}, seed {config.seed}.",
         "Its weights are float32.",
         "",
         "```python",
@@ -124,6 +133,16 @@ def model_card(config: TrainConfig, pairs: int, final: Mapping[str, float], step
         *(["", "| measured at the end | |", "|---|---|", *measured] if measured else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _loss_in_words(settings: Mapping[str, Any]) -> str:
+    """A loss with what it was given, without the modifiers that are off."""
+    if settings["name"] == "sum":
+        terms = settings["terms"].items()
+        return " + ".join(f"{settings['weights'][name]} x {_loss_in_words(term)}" for name, term in terms)
+    off = asdict(Modifiers())
+    given = {name: value for name, value in settings.items() if name != "name" and value != off.get(name, "")}
+    return f"{settings['name']} ({', '.join(f'{name} {value}' for name, value in given.items())})"
 
 
 def _public_name(path: str) -> str:

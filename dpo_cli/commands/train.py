@@ -158,6 +158,8 @@ class _Run:
         scorer = setup.load_policy()
         needed = self.loss.needs_reference
         reference = setup.make_reference(groups=scorer.policy.groups, scorer=scorer, needed=needed)
+        if config.reference.update_every is not None:
+            reference.check_can_follow(scorer.policy)
         self._describe(scorer, reference)
         objective = Objective(
             groups=self.rows.data.train,
@@ -167,7 +169,7 @@ class _Run:
             mismatched=self.rows.mismatched,
         )
         work = self._work(scorer)
-        plan = self._plan(work, budget, padded=not scorer.policy.groups)
+        plan = self._plan(work, scorer, budget)
         engine = self._engine(scorer, resumed)
         if resumed is not None and config.reference.update_every is not None:
             reference.follow(resumed.reference().items(), 1.0)
@@ -261,12 +263,12 @@ class _Run:
             peak=peak_flops(distributed.device(), self.precision),
         )
 
-    def _plan(self, work: Work, budget: int, *, padded: bool) -> Plan:
+    def _plan(self, work: Work, scorer: Scorer, budget: int) -> Plan:
         settings = self.config.train
         comparisons = [group.count(self.loss.kind) for group in self.rows.data.train]
         world_size = distributed.world_size()
         plan = Plan(
-            work.tokens,
+            scorer.room(self.rows.data.train, self.rows.mismatched),
             work.flops,
             comparisons,
             seed=self.config.seed,
@@ -275,7 +277,7 @@ class _Run:
             max_steps=settings.max_steps,
             world_size=world_size,
             token_budget=budget,
-            padded=padded,
+            padded=not scorer.policy.groups,
         )
         last = plan[len(plan) - 1].comparisons
         smaller = f" (the last of each epoch smaller: {last})" if last < settings.batch_size else ""
@@ -352,7 +354,8 @@ class _Run:
             )
 
     def _card(self, hooks: RunHooks, updates: int) -> str:
-        return model_card(self.config, len(self.rows.data.train), hooks.latest, updates)
+        count = sum(group.count(self.loss.kind) for group in self.rows.data.train)
+        return model_card(self.config, f"{count:,} {self.loss.kind}", hooks.latest, updates)
 
     def _export(self, hooks: RunHooks, updates: int) -> None:
         scorer = hooks.scorer

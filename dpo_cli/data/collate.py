@@ -129,50 +129,47 @@ def collate(groups: Sequence[Group], *, share: bool = True, predict_prompts: boo
             included, and has a Layout of its own (no branch 1); results come in the same order either way.
         predict_prompts: predict the prompts' tokens too, all but the first of each.
     """
+    parts = list(groups) if share else split_answers(groups)
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     layouts: list[Layout] = []
     predicting: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     answer_tokens: list[np.ndarray] = []
-    prompt_tokens: list[np.ndarray] = []
-    prompt_answer: list[np.ndarray] = []
     lengths: list[int] = []
     start = tokens = 0
-    for group in groups:
-        for part in [group] if share else split_answers([group]):
-            shared = shared_prefix(part.answers)
-            trunk = len(part.prompt_ids) + shared
-            ids += [part.prompt_ids, part.answers[0][:shared]]
-            positions.append(np.arange(trunk))
-            # Shared tokens: each predicted once, by the trunk's positions from the prompt's last one on.
-            predicting.append(start + len(part.prompt_ids) - 1 + np.arange(shared))
-            targets.append(part.answers[0][:shared])
-            shared_tokens = tokens + np.arange(shared)
-            tokens += shared
-            if predict_prompts:
-                of_prompt = len(part.prompt_ids) - 1
-                predicting.append(start + np.arange(of_prompt))
-                targets.append(part.prompt_ids[1:])
-                for owner in range(len(lengths), len(lengths) + len(part.answers)):
-                    prompt_tokens.append(tokens + np.arange(of_prompt))
-                    prompt_answer.append(np.full(of_prompt, owner))
-                tokens += of_prompt
-            branch_start = start + trunk
-            branches: list[int] = []
-            for answer in part.answers:
-                branch = len(answer) - shared - 1
-                ids.append(answer[shared:-1])
-                positions.append(trunk + np.arange(branch))
-                predicting += [np.array([start + trunk - 1]), branch_start + np.arange(branch)]
-                targets.append(answer[shared:])
-                answer_tokens += [shared_tokens, tokens + np.arange(branch + 1)]
-                lengths.append(len(answer))
-                tokens += branch + 1
-                branches.append(branch)
-                branch_start += branch
-            layouts.append(Layout(start, trunk, tuple(branches)))
-            start = branch_start
+    for part in parts:
+        shared = shared_prefix(part.answers)
+        trunk = len(part.prompt_ids) + shared
+        ids += [part.prompt_ids, part.answers[0][:shared]]
+        positions.append(np.arange(trunk))
+        # Shared tokens: each predicted once, by the trunk's positions from the prompt's last one on.
+        predicting.append(start + len(part.prompt_ids) - 1 + np.arange(shared))
+        targets.append(part.answers[0][:shared])
+        shared_tokens = tokens + np.arange(shared)
+        tokens += shared
+        branch_start = start + trunk
+        branches: list[int] = []
+        for answer in part.answers:
+            branch = len(answer) - shared - 1
+            ids.append(answer[shared:-1])
+            positions.append(trunk + np.arange(branch))
+            predicting += [np.array([start + trunk - 1]), branch_start + np.arange(branch)]
+            targets.append(answer[shared:])
+            answer_tokens += [shared_tokens, tokens + np.arange(branch + 1)]
+            lengths.append(len(answer))
+            tokens += branch + 1
+            branches.append(branch)
+            branch_start += branch
+        layouts.append(Layout(start, trunk, tuple(branches)))
+        start = branch_start
+    prompt_tokens, prompt_answer = _int64([]), _int64([])
+    if predict_prompts:  # after all answers' tokens
+        predicting += [
+            layout.start + np.arange(len(p.prompt_ids) - 1) for p, layout in zip(parts, layouts, strict=True)
+        ]
+        targets += [part.prompt_ids[1:] for part in parts]
+        prompt_tokens, prompt_answer = _owners_of_prompts(parts, tokens)
     rows, token_rows = np.unique(np.concatenate(predicting), return_inverse=True)
     return FlatBatch(
         input_ids=_int64(ids),
@@ -183,11 +180,20 @@ def collate(groups: Sequence[Group], *, share: bool = True, predict_prompts: boo
         targets=_int64(targets),
         answer_tokens=_int64(answer_tokens),
         answer=np.repeat(np.arange(len(lengths)), lengths),
-        prompt_tokens=_int64(prompt_tokens),
-        prompt_answer=_int64(prompt_answer),
+        prompt_tokens=prompt_tokens,
+        prompt_answer=prompt_answer,
         preferences=preference_arrays(groups),
         groups=tuple(groups),
     )
+
+
+def _owners_of_prompts(parts: Sequence[Group], first: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each answer the predicted tokens of its prompt, which are numbered from ``first`` on: token and answer."""
+    sizes = [len(part.prompt_ids) - 1 for part in parts]
+    starts = first + np.cumsum(sizes) - sizes
+    counts = [len(part.answers) for part in parts]
+    tokens = [start + np.arange(n) for start, n, k in zip(starts, sizes, counts, strict=True) for _ in range(k)]
+    return _int64(tokens), np.repeat(np.arange(sum(counts)), np.repeat(sizes, counts))
 
 
 def _int64(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -132,10 +132,12 @@ def to_example(row: Row, columns: Columns = NO_COLUMNS) -> Example:
             assistant turn or whose sides differ before it, an empty answer, or two equal answers.
     """
     values = row.values
-    if "completions" in values:
-        return _ranked(row, columns)
-    if "label" in values and ("completion" in values or "messages" in values):
-        return _judged(row, columns)
+    given = {column for column, value in values.items() if value is not None}  # tables fill absent columns with null
+    if not {"chosen", "rejected"} <= given:
+        if "completions" in given:
+            return _ranked(row, columns)
+        if "label" in values and given & {"completion", "messages"}:
+            return _judged(row, columns)
     missing = [column for column in ("chosen", "rejected") if column not in values]
     if missing:
         raise BadRowError(f"no column {' or '.join(missing)}: found {', '.join(sorted(values))}; expected {_SHAPES}")
@@ -174,6 +176,8 @@ def _ranked(row: Row, columns: Columns) -> Example:
     order = sorted(set(given), reverse=column == "scores")
     ranks = tuple(order.index(value) for value in given)
     weight = _weight(values, columns)
+    if len(answers) > 2 and not (columns.margin is None or isinstance(_column(values, columns.margin), list)):
+        raise BadRowError(f"{columns.margin}: expected a list with a number per answer, as this row has {len(answers)}")
     pairs = tuple(
         Pair(better, worse, weight, _margin(values, columns, better, worse))
         for better, worse in permutations(range(len(ranks)), 2)
@@ -187,13 +191,13 @@ def _judged(row: Row, columns: Columns) -> Example:
     label = values["label"]
     if label not in (True, False):  # which 1 and 0 are equal to
         raise BadRowError(f"label: expected true or false, found {label!r}")
-    if "completion" in values:
+    if values.get("completion") is not None:
         prompt, answers = _prompt_and_answers(
             _content(values.get("prompt"), "prompt"), {"completion": _content(values["completion"], "completion")}
         )
     else:
         prompt, answers = _split({"messages": _whole_dialogue(_content(values["messages"], "messages"), "messages")})
-    _check_answers(answers, ("completion" if "completion" in values else "messages",))
+    _check_answers(answers, ("messages" if values.get("completion") is None else "completion",))
     unusable = [name for name in (columns.margin, columns.label_prob) if name is not None]
     if unusable:
         raise BadRowError(f"{unusable[0]}: a margin or probability is of a comparison, and this row has one answer")
@@ -238,11 +242,18 @@ def _margin(values: Mapping[str, Any], columns: Columns, better: int, worse: int
         return _number(values, high) - _number(values, low)
     value = values.get(columns.margin)
     if isinstance(value, list):
-        numbers = _list_of(values, columns.margin, int | float)
-        if max(better, worse) >= len(numbers):
-            raise BadRowError(f"{columns.margin}: expected a number per answer, found {len(numbers)}")
-        return float(numbers[better]) - float(numbers[worse])
+        numbers = [float(number) for number in _list_of(values, columns.margin, int | float)]
+        answers = len(values.get("completions") or "12")
+        if len(numbers) != answers or not all(map(math.isfinite, numbers)):
+            raise BadRowError(
+                f"{columns.margin}: expected {answers} finite numbers, one per answer, found {len(numbers)}"
+            )
+        return numbers[better] - numbers[worse]
     return _number(values, columns.margin)
+
+
+def _column(values: Mapping[str, Any], name: str | tuple[str, str]) -> Any:
+    return values.get(name) if isinstance(name, str) else None
 
 
 def _label_prob(values: Mapping[str, Any], columns: Columns) -> float | None:

@@ -36,6 +36,8 @@ def fit_to(kind: Kind, examples: Sequence[Example], name: str) -> tuple[list[Exa
     fitting = []
     for example in examples:
         fitted = _fit(kind, example)
+        if fitted is None and example.ranks and not example.pairs:
+            continue  # all the same: whatever is counted, there is nothing to count
         if fitted is None:
             raise DataError(f"{example.source}: {_WANTED[kind]}")
         if fitted.pairs or kind == "answers":
@@ -62,16 +64,17 @@ def _fit(kind: Kind, example: Example) -> Example | None:
             return example if example.ranks else None
 
 
-def mismatch(groups: Sequence[Group], seed: int, max_length: int) -> list[Group]:
+def mismatch(groups: Sequence[Group], seed: int, max_length: int, name: str = "data") -> list[Group]:
     """For each group its prompt with an answer to another prompt, for estimating a KL (KTO).
 
-    Which answer it is follows from the groups and the seed alone, not from batches or epochs, so that reference
-    log-probs of it are computed once.
+    Any of the other prompt's answers, good or bad. Which it is follows from the groups and the seed alone, not from
+    batches or epochs, so that reference log-probs of it are computed once.
 
     Args:
         groups: with at least two different prompts.
         seed: another seed gives other answers.
         max_length: of prompt + answer; a longer answer is cut, but not below one token.
+        name: of the data, for a message.
 
     Raises:
         DataError: if all prompts are the same.
@@ -84,12 +87,16 @@ def mismatch(groups: Sequence[Group], seed: int, max_length: int) -> list[Group]
         others = (groups[order[(place + step) % len(order)]] for step in range(1, len(order)))
         partner = next((other for other in others if not _same_prompt(other, groups[index])), None)
         if partner is None:
-            raise DataError("the loss needs answers to other prompts, and all rows have the same prompt")
+            raise DataError(
+                f"{name}: the loss needs answers to other prompts, and all {len(groups)} rows have the same prompt: "
+                "take more rows"
+            )
         partners[index] = partner
     for index, group in enumerate(groups):
-        answer = partners[index].answers[0]
+        partner = partners[index]
+        answer = partner.answers[random.integers(len(partner.answers))]
         room = max(1, max_length - len(group.prompt_ids))
-        source = f"{group.source} with the answer of {partners[index].source}"
+        source = f"{group.source} with an answer of {partner.source}"
         found.append(Group(group.prompt_ids, (answer[:room],), (), source, labels=(True,)))
     return found
 

@@ -101,8 +101,9 @@ def convert_optimiser(options: Options, draft: Draft) -> None:
         betas = [options.number("adam_beta1"), options.number("adam_beta2")]
         draft.set("optim.betas", betas, options.origin("adam_beta1", "adam_beta2"))
         draft.set("optim.eps", options.number("adam_epsilon"), options.origin("adam_epsilon"))
-    if name != "rmsprop" or decay:
         draft.set("optim.weight_decay", decay, options.origin("weight_decay"))
+    elif decay:
+        draft.lose(options.name("weight_decay"), decay, "RMSprop has no weight decay here")
     clip = 0 if options.is_null("max_grad_norm") else options.number("max_grad_norm")
     draft.set("optim.max_grad_norm", clip or None, options.origin("max_grad_norm") or ("" if clip else "no clipping"))
 

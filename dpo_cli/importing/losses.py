@@ -193,7 +193,7 @@ def cpo(options: Options, draft: Draft) -> None:
         term["alpha"] = (alpha, "")
     if name in ("simpo", "alphapo"):
         term["gamma_ratio"] = gamma_ratio(options, beta)
-    if name in ("cpo", "simpo"):
+    if name in ("cpo", "simpo", "alphapo"):
         term["label_smoothing"] = smoothing
     elif smoothing[0]:
         draft.lose(options.name("label_smoothing"), smoothing[0], f"{name} has no label smoothing here")

@@ -244,7 +244,7 @@ CPO = _BASE | table(
     _OF_BOTH,
     becomes("loss", "cpo, hinge, ipo, simpo, alphapo", loss_type="sigmoid"),
     becomes("loss.beta", beta=0.1),
-    becomes("loss.label_smoothing", "with cpo and simpo", label_smoothing=0.0),
+    becomes("loss.label_smoothing", "with cpo, simpo and alphapo", label_smoothing=0.0),
     becomes("loss.sft_weight", "stays on for simpo unless it is 0, but not for alphapo", cpo_alpha=1.0),
     becomes("loss.gamma_ratio", "divided by beta", simpo_gamma=0.5),
     becomes("loss.alpha", "with simpo and alphapo", alpha=0.0),

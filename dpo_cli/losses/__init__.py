@@ -1,4 +1,4 @@
-"""Losses: one pure function per file, found by name in ``registry``; ``make_loss`` puts one together."""
+"""Losses: pure functions, found by name in ``registry``; ``make_loss`` puts one together."""
 
 from dpo_cli.losses.loss import RUNNING, Loss, Result, make_loss
 from dpo_cli.losses.metrics import Sums

@@ -7,7 +7,7 @@ from torch import Tensor
 from dpo_cli.losses.views import Pairs, smoothed
 
 
-def dpo(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def dpo(pairs: Pairs, *, beta: float, label_smoothing: float | Tensor = 0.0) -> Tensor:
     """DPO (Rafailov et al. 2023, eq. 7), with label smoothing (conservative DPO: Mitchell 2023).
 
     ``-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)``, where ``h`` is the log-ratio of the winner minus that

@@ -7,7 +7,7 @@ from torch import Tensor
 from dpo_cli.losses.views import Pairs, smoothed
 
 
-def dpo_norm(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def dpo_norm(pairs: Pairs, *, beta: float, label_smoothing: float | Tensor = 0.0) -> Tensor:
     """DPO with each log-ratio divided by its answer's length (Lambert et al. 2024, Tulu 3, eq. 6).
 
     Means over tokens: beta is some 50 times DPO's (5 in Tulu 3). trl calls it ``sigmoid_norm``. ln 2 at policy =

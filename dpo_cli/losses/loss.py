@@ -12,7 +12,7 @@ from torch import Tensor
 from dpo_cli.losses.divergences import divergence_score, reverse_kl
 from dpo_cli.losses.registry import LOSSES, Kind, Spec, State
 from dpo_cli.losses.types import AnswerLogps, Preferences
-from dpo_cli.losses.views import Answers, Judged, Pairs, View, judged_of, pairs_of, rankings_of
+from dpo_cli.losses.views import Answers, Pairs, View, judged_of, pairs_of, rankings_of
 
 RUNNING = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
 """Metrics of every loss, over the comparisons that the rows make: also those of rankings and of judged pairs."""
@@ -94,8 +94,10 @@ class Term:
 
     def _preference(self, pairs: Pairs) -> Tensor:
         """The loss under the labels' probabilities, where rows have them: its expectation."""
-        if pairs.label_prob is None or self.spec is LOSSES["exo"]:  # which has a use of its own for them
+        if pairs.label_prob is None or self.spec.own_labels or "label_prob" not in self.spec.columns:
             return self.spec.function(pairs, **self.hyper)
+        if self.spec.smoothing:
+            return self.spec.function(pairs, **{**self.hyper, "label_smoothing": 1 - pairs.label_prob})
         hyper = {name: 0.0 if name == "label_smoothing" else value for name, value in self.hyper.items()}
         right, wrong = self.spec.function(pairs, **hyper), self.spec.function(pairs.swapped(), **hyper)
         return pairs.label_prob * right + (1 - pairs.label_prob) * wrong
@@ -197,21 +199,19 @@ class Loss:
 
     def _rewards(self, logps: AnswerLogps, preferences: Preferences) -> dict[str, Tensor]:
         """Rewards and log-probs of good and bad answers, in the first term's terms."""
-        logps = self._first.adjusted(logps)
-        if not len(preferences.winners):
-            return self._judged_rewards(judged_of(logps, preferences))
-        pairs = pairs_of(logps, preferences, ld_alpha=self._first.modifiers.ld_alpha, score=reverse_kl)
+        adjusted = self._first.adjusted(logps)
+        pairs = pairs_of(adjusted, preferences, ld_alpha=self._first.modifiers.ld_alpha, score=reverse_kl)
         chosen, rejected = self._first.rewards(pairs.chosen), self._first.rewards(pairs.rejected)
         margins = chosen - rejected
         accurate = (margins > 0).double() + 0.5 * (margins == 0).double()  # half on a tie
-        values = (chosen, rejected, accurate, margins, pairs.chosen.policy, pairs.rejected.policy)
-        return dict(zip((*RUNNING, *_LOGPS), values, strict=True))
-
-    def _judged_rewards(self, judged: Judged) -> dict[str, Tensor]:
-        """Of answers that have no opponent: there is nothing to be accurate about."""
-        good, rewards, policy = judged.good, self._first.rewards(judged.answers), judged.answers.policy
-        none = rewards.new_zeros(0)
-        values = (rewards[good], rewards[~good], none, none, policy[good], policy[~good])
+        winners, losers = preferences.winners, preferences.losers
+        if self.kind == "answers":  # some may have no opponent, and nothing to be accurate about
+            judged = judged_of(adjusted, preferences)
+            rewards, good = self._first.rewards(judged.answers), judged.good
+            chosen, rejected = rewards[good], rewards[~good]
+            winners, losers = preferences.labelled[good], preferences.labelled[~good]
+        sums = logps.policy_sums  # of all tokens alike, whatever a modifier makes of them
+        values = (chosen, rejected, accurate, margins, sums[winners], sums[losers])
         return dict(zip((*RUNNING, *_LOGPS), values, strict=True))
 
 

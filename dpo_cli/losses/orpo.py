@@ -6,9 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from dpo_cli.losses.views import Answers, Pairs
+from dpo_cli.losses.views import Answers, Pairs, smoothed
 
 
 def orpo(pairs: Pairs, *, beta: float, nll: Literal["answer", "full"]) -> Tensor:
@@ -18,7 +17,7 @@ def orpo(pairs: Pairs, *, beta: float, nll: Literal["answer", "full"]) -> Tensor
     or with ``full`` over the prompt's as well (trl's, over all of a micro-batch's tokens).
 
     Args:
-        pairs: B comparisons.
+        pairs: B comparisons; a label's probability is of the odds, not of the likelihood.
         beta: the paper's lambda.
         nll: over the ``answer`` or over prompt and answer (``full``).
 
@@ -26,7 +25,9 @@ def orpo(pairs: Pairs, *, beta: float, nll: Literal["answer", "full"]) -> Tensor
         ``[B]``
     """
     chosen, rejected = pairs.chosen, pairs.rejected
-    return _nll(chosen, nll) - beta * logsigmoid(_log_odds(chosen.mean_policy) - _log_odds(rejected.mean_policy))
+    odds = _log_odds(chosen.mean_policy) - _log_odds(rejected.mean_policy)
+    wrong = 0.0 if pairs.label_prob is None else 1 - pairs.label_prob
+    return _nll(chosen, nll) + beta * smoothed(odds, wrong)
 
 
 def _nll(answers: Answers, nll: Literal["answer", "full"]) -> Tensor:

@@ -33,7 +33,8 @@ from dpo_cli.losses.sppo import sppo
 from dpo_cli.losses.views import Answers, Judged, Pairs
 
 Kind = Literal["pairs", "answers", "rankings"]
-"""What a loss counts: comparisons of two answers, judged answers, or rankings."""
+"""What a loss counts: comparisons of two answers, judged answers, or rankings. As ``data.types.Kind``, which losses,
+that know no rows, don't import."""
 Reward = Callable[[Answers, Mapping[str, Any]], Tensor]
 """The reward of answers that is reported."""
 State = dict[str, float]
@@ -65,6 +66,10 @@ class Spec:
     columns: frozenset[str] = frozenset({"weight"})
     """Which of the rows' columns weight, margin and label_prob it makes use of."""
     statistics: Statistics | None = None
+    smoothing: bool = False
+    """Whether a label's probability is one less the label smoothing; else the loss is its expectation over labels."""
+    own_labels: bool = False
+    """Whether the function reads labels' probabilities itself."""
 
 
 def _policy_reward(answers: Answers, hyper: Mapping[str, Any]) -> Tensor:
@@ -146,12 +151,12 @@ _SOFT = frozenset({"weight", "label_prob"})
 _GAP = frozenset({"weight", "margin"})
 
 LOSSES: dict[str, Spec] = {
-    "dpo": Spec(dpo, columns=_ALL),
+    "dpo": Spec(dpo, columns=_ALL, smoothing=True),
     "robust": Spec(robust, columns=_ALL),
     "ipo": Spec(ipo, columns=_ALL, reward=_ipo_reward),
     "hinge": Spec(hinge, columns=_ALL),
     "slic": Spec(slic, reference=False, columns=_ALL, reward=_sequence_logp),
-    "exo": Spec(exo, columns=_ALL),
+    "exo": Spec(exo, columns=_ALL, own_labels=True),
     "nca": Spec(nca, columns=_SOFT),
     "bco_pair": Spec(bco_pair, columns=_SOFT, statistics=Statistics("batch", 2, _pair_ratios, _pair_shift)),
     "sppo": Spec(sppo, columns=_SOFT),
@@ -160,11 +165,11 @@ LOSSES: dict[str, Spec] = {
     "apo_zero": Spec(apo_zero, columns=_SOFT),
     "apo_down": Spec(apo_down, columns=_SOFT),
     "discopop": Spec(discopop, columns=_ALL),
-    "dpo_norm": Spec(dpo_norm, columns=_ALL, reward=_mean_ratio_reward),
-    "simpo": Spec(simpo, reference=False, columns=_ALL, reward=_mean_policy_reward),
-    "alphapo": Spec(alphapo, reference=False, columns=_ALL, reward=_alpha_reward),
-    "cpo": Spec(cpo, reference=False, columns=_ALL, reward=_policy_reward),
-    "orpo": Spec(orpo, reference=False, columns=_SOFT, reward=_mean_policy_reward),
+    "dpo_norm": Spec(dpo_norm, columns=_ALL, reward=_mean_ratio_reward, smoothing=True),
+    "simpo": Spec(simpo, reference=False, columns=_ALL, reward=_mean_policy_reward, smoothing=True),
+    "alphapo": Spec(alphapo, reference=False, columns=_ALL, reward=_alpha_reward, smoothing=True),
+    "cpo": Spec(cpo, reference=False, columns=_ALL, reward=_policy_reward, smoothing=True),
+    "orpo": Spec(orpo, reference=False, columns=_SOFT, reward=_mean_policy_reward, own_labels=True),
     "rpo_bwd_kl": Spec(rpo_bwd_kl, columns=_GAP),
     "rpo_fwd_kl": Spec(rpo_fwd_kl, columns=_GAP),
     "rpo_sq": Spec(rpo_sq, columns=_GAP),

@@ -11,7 +11,7 @@ _LARGEST = 80.0
 """Largest exponent, as in ``divergences``."""
 
 
-def simpo(pairs: Pairs, *, beta: float, gamma_ratio: float, label_smoothing: float = 0.0) -> Tensor:
+def simpo(pairs: Pairs, *, beta: float, gamma_ratio: float, label_smoothing: float | Tensor = 0.0) -> Tensor:
     """SimPO (Meng et al. 2024, eq. 6): ``-log sigmoid(beta (m_w - m_l) - gamma)``, no reference.
 
     ``m`` is the mean log-prob per token. ``gamma = gamma_ratio x beta``, as the authors tune it. There is no
@@ -30,7 +30,9 @@ def simpo(pairs: Pairs, *, beta: float, gamma_ratio: float, label_smoothing: flo
     return smoothed(beta * (gap - gamma_ratio) - pairs.margin, label_smoothing)
 
 
-def alphapo(pairs: Pairs, *, beta: float, alpha: float, gamma_ratio: float, label_smoothing: float = 0.0) -> Tensor:
+def alphapo(
+    pairs: Pairs, *, beta: float, alpha: float, gamma_ratio: float, label_smoothing: float | Tensor = 0.0
+) -> Tensor:
     """AlphaPO (Gupta et al. 2025, eq. 5): SimPO with the reward ``beta (1 - p^-alpha) / alpha``.
 
     ``p = exp(mean log-prob per token)``; towards alpha = 0 it is SimPO.

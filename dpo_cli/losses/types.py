@@ -31,7 +31,8 @@ class AnswerLogps:
     count: int
     """A, the number of answers."""
     concentration: Tensor | None = None
-    """``[M]``: log of the sum over the vocabulary of the policy's squared probabilities, where a loss asks for it."""
+    """``[M]``: log pi of the token less the log of the sum over the vocabulary of pi squared, where a loss asks for it;
+    without gradient."""
     prompt: Tensor | None = None
     """``[A]``: log-prob of the answer's prompt, its first token aside, summed; where a loss asks for it."""
     prompt_lengths: Tensor | None = None
@@ -51,11 +52,6 @@ class AnswerLogps:
     def policy_sums(self) -> Tensor:
         """``[A]``: log pi(answer | prompt)."""
         return self.per_answer(self.policy)
-
-    @cached_property
-    def reference_sums(self) -> Tensor:
-        """``[A]``: log pi_ref(answer | prompt)."""
-        return self.per_answer(self._reference())
 
     @cached_property
     def token_ratios(self) -> Tensor:

@@ -22,10 +22,8 @@ class Answers:
 
     policy: Tensor
     """log pi(answer | prompt)."""
-    reference: Tensor | None
-    """log pi_ref(answer | prompt)."""
     log_ratio: Tensor | None
-    """Their difference, summed over the tokens' differences."""
+    """log pi(answer | prompt) - log pi_ref(answer | prompt), summed over the tokens' differences."""
     length: Tensor
     """Tokens, end-of-turn included."""
     concentration: Tensor | None
@@ -83,7 +81,6 @@ class Judged:
     answers: Answers
     good: Tensor
     """``[U]`` bool."""
-    rows: Tensor
     context: Any = None
 
 
@@ -99,7 +96,6 @@ class Rankings:
     """``[Q]``: the ranking of each."""
     count: int
     """R"""
-    rows: Tensor
     context: Any = None
 
 
@@ -137,7 +133,7 @@ def pairs_of(
 
 def judged_of(logps: AnswerLogps, preferences: Preferences) -> Judged:
     """The batch's judged answers."""
-    return Judged(_answers(logps, preferences.labelled), preferences.labels, preferences.rows)
+    return Judged(_answers(logps, preferences.labelled), preferences.labels)
 
 
 def rankings_of(logps: AnswerLogps, preferences: Preferences) -> Rankings:
@@ -147,7 +143,6 @@ def rankings_of(logps: AnswerLogps, preferences: Preferences) -> Rankings:
         ranks=preferences.ranks,
         ranking=preferences.ranking,
         count=len(preferences.ranking_weights),
-        rows=preferences.rows,
     )
 
 
@@ -157,7 +152,6 @@ def _answers(logps: AnswerLogps, index: Tensor, opponents: Tensor | None = None,
     if opponents is None or ld_alpha == 1.0:
         policy = logps.policy_sums[index]
         has_reference = logps.reference is not None
-        reference = logps.reference_sums[index] if has_reference else None
         ratio = logps.log_ratios[index] if has_reference else None
     else:
         entry = torch.repeat_interleave(torch.arange(len(index), device=index.device), lengths)
@@ -169,15 +163,12 @@ def _answers(logps: AnswerLogps, index: Tensor, opponents: Tensor | None = None,
             return values.new_zeros(len(index)).index_add(0, entry, values[token] * weight)
 
         policy = total(logps.policy)
-        reference = None if logps.reference is None else total(logps.reference)
         ratio = None if logps.reference is None else total(logps.token_ratios)
     concentration = None
     if logps.concentration is not None:
-        with torch.no_grad():
-            concentration = logps.per_answer(logps.policy - logps.concentration)[index] / lengths
+        concentration = logps.per_answer(logps.concentration)[index] / lengths
     return Answers(
         policy=policy,
-        reference=reference,
         log_ratio=ratio,
         length=lengths,
         concentration=concentration,

@@ -78,6 +78,9 @@ def zero_margin_gap(engine: Engine, groups: Sequence[Group], objective: Objectiv
         batch, logps = objective.look(engine, groups)
         assert logps.reference is not None
         rows = range(sum(group.count(objective.loss.kind) for group in groups))
+        # In float64: where a loss has a large constant, float32 rounds what is looked for away, or blows it up.
+        logps = replace(logps, policy=logps.policy.double(), reference=logps.reference.double())
+        assert logps.reference is not None
         preferences = objective.preferences(batch, logps, rows)
         zero = replace(logps, policy=logps.reference)
         gathered = {"batch": objective.loss.gather(zero, preferences, "batch").double()}

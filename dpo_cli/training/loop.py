@@ -86,7 +86,7 @@ def fit(
     """Run the plan's updates from ``start`` on. All ranks must call it.
 
     The state after update n is the same whether the run was stopped before or not: everything an update depends on
-    is the plan, the weights and the moments.
+    is the plan, the weights and moments, what the loss remembers, and a reference that moves.
 
     Args:
         engine: around the policy.

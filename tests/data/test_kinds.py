@@ -99,6 +99,21 @@ BAD: list[tuple[Columns, dict[str, Any], str]] = [
     (Columns(margin="m"), {**PAIR, "m": None}, "m: expected a number, found None"),
     (
         Columns(margin="m"),
+        {**RANKED, "scores": [1, 2, 3], "m": 4},
+        "m: expected a list with a number per answer, as this row has 3",
+    ),
+    (
+        Columns(margin="m"),
+        {**RANKED, "scores": [1, 2, 3], "m": [1, 2]},
+        "m: expected 3 finite numbers, one per answer, found 2",
+    ),
+    (
+        Columns(margin="m"),
+        {**RANKED, "scores": [1, 2, 3], "m": [1, 2, float("nan")]},
+        "m: expected 3 finite numbers, one per answer, found 3",
+    ),
+    (
+        Columns(margin="m"),
         {"prompt": "Q", "completion": "A", "label": True},
         "m: a margin or probability is of a comparison, and this row has one answer",
     ),
@@ -117,6 +132,20 @@ def test_bad_rows_say_what_was_found(columns: Columns, values: dict[str, Any], m
     assert str(error.value) == message
 
 
+def test_chosen_and_rejected_are_a_pair_whatever_else_there_is() -> None:
+    for more in ({"completion": "x", "label": True}, {"completions": ["x", "y"], "scores": [1, 2]}):
+        assert example(**PAIR, **more) == example(**PAIR)
+
+
+def test_null_is_no_column() -> None:
+    """Tables of mixed shapes fill up with it."""
+    assert example(**PAIR, completions=None, label=None) == example(**PAIR)
+    judged = {"prompt": "Q", "completion": "A", "label": True}
+    assert example(**judged, chosen=None, rejected=None, completions=None) == example(**judged)
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    assert example(messages=turns, completion=None, label=True) == example(messages=turns, label=True)
+
+
 # -- kinds
 
 
@@ -133,6 +162,8 @@ def test_a_pair_is_also_two_labels_and_a_ranking() -> None:
 def test_rows_without_a_preference_are_left_out_and_counted() -> None:
     ties = example(**RANKED, scores=[1, 1, 1])
     real = example(**RANKED, scores=[1, 2, 1])
+    two = example(prompt="Q", completions=["a", "b"], scores=[1, 1])
+    assert fit_to("answers", [two, example(**PAIR)], "data")[1] == 1
     for kind in ("pairs", "rankings"):
         assert fit_to(kind, [ties, real, ties], "data") == ([real], 2)
         with pytest.raises(DataError, match=r"^data: no row prefers anything: all 1 have equal scores$"):
@@ -156,15 +187,16 @@ def test_rows_of_another_kind_say_what_is_needed(kind: Any, row: dict[str, Any],
 # -- answers to other prompts
 
 
-def group(prompt: int, answer: int) -> Group:
-    return Group(np.array([prompt, 0], np.int32), (np.array([answer] * 5, np.int32),), (), f"row {answer}")
+def group(prompt: int, *answers: int) -> Group:
+    ids = tuple(np.array([answer] * 5, np.int32) for answer in answers)
+    return Group(np.array([prompt, 0], np.int32), ids, (), f"row {answers[0]}")
 
 
 @given(prompts=st.lists(st.integers(0, 3), min_size=2, max_size=12), seed=st.integers(0, 5))
 def test_mismatched_answers_are_of_other_prompts(prompts: list[int], seed: int) -> None:
     groups = [group(prompt, 10 + number) for number, prompt in enumerate(prompts)]
     if len(set(prompts)) < 2:
-        with pytest.raises(DataError, match="all rows have the same prompt"):
+        with pytest.raises(DataError, match="rows have the same prompt: take more rows"):
             mismatch(groups, seed, 100)
         return
     found = mismatch(groups, seed, 100)
@@ -182,6 +214,12 @@ def test_with_different_prompts_every_answer_is_used_once() -> None:
     one, other = (mismatch(groups, seed, 100) for seed in (0, 1))
     assert sorted(int(item.answers[0][0]) for item in one) == list(range(10, 30))
     assert [int(item.answers[0][0]) for item in one] != [int(item.answers[0][0]) for item in other]
+
+
+def test_good_and_bad_answers_take_part() -> None:
+    groups = [group(number, 100 + number, 200 + number) for number in range(40)]
+    kinds = [int(item.answers[0][0]) // 100 for item in mismatch(groups, 0, 100)]
+    assert 8 < kinds.count(1) < 32
 
 
 def test_mismatched_answers_are_cut_to_fit() -> None:

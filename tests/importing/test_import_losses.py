@@ -143,13 +143,13 @@ def test_a_weight_that_a_loss_has_not_is_lost(convert) -> None:
         (
             {"loss_type": "alphapo", "beta": 2.5, "alpha": 0.25, "simpo_gamma": 0.25},
             "alphapo",
-            {"beta": 2.5, "alpha": 0.25, "gamma_ratio": 0.1},
+            {"beta": 2.5, "alpha": 0.25, "gamma_ratio": 0.1, "label_smoothing": 0.0},
         ),
         ({"loss_type": "alphapo", "beta": 2.5}, "simpo", {"beta": 2.5, "gamma_ratio": 0.2, "label_smoothing": 0.0}),
         (
             {"loss_type": "simpo", "alpha": 0.25, "beta": 2.5},
             "alphapo",
-            {"beta": 2.5, "alpha": 0.25, "gamma_ratio": 0.2, "sft_weight": 1.0},
+            {"beta": 2.5, "alpha": 0.25, "gamma_ratio": 0.2, "label_smoothing": 0.0, "sft_weight": 1.0},
         ),
         ({"loss_type": "hinge", "cpo_alpha": 0}, "hinge", {"beta": 0.1, "reference_free": True}),
         (

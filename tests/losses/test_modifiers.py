@@ -61,7 +61,8 @@ def test_ld_dpo_weighs_the_tail_of_policy_and_reference(name: str, alpha: float)
 def test_wpo_weighs_by_both_answers_likelihood_and_at_most_one() -> None:
     policy, reference = random_answers()
     squares = [[0.7 * x - 0.2 for x in tokens] for tokens in policy]
-    logps = logps_of(policy, reference, concentration=torch.tensor([x for some in squares for x in some]).double())
+    tokens, logs = ([x for some in lists for x in some] for lists in (policy, squares))
+    logps = logps_of(policy, reference, concentration=torch.tensor(tokens).double() - torch.tensor(logs).double())
     logps.policy.requires_grad_()
     weights = [reference_modifiers.wpo_weight([policy[w], policy[o]], [squares[w], squares[o]]) for w, o in PAIRS]
     assert min(weights) < 0.9
@@ -78,7 +79,7 @@ def test_wpo_weighs_by_both_answers_likelihood_and_at_most_one() -> None:
 
 def test_wpo_is_never_over_one() -> None:
     policy, reference = random_answers()
-    sure = logps_of(policy, reference, concentration=torch.full([27], -20.0, dtype=torch.float64))
+    sure = logps_of(policy, reference, concentration=torch.full([27], 20.0, dtype=torch.float64))
     plain = losses_of(loss("dpo"), sure, preferences_of(*PAIRS))
     assert losses_of(loss("dpo", wpo=True), sure, preferences_of(*PAIRS)).tolist() == plain.tolist()
 
@@ -154,7 +155,7 @@ def test_margins_are_taken_from_the_gap_in_reward_units(name: str) -> None:
     assert found == pytest.approx(expected, rel=1e-11)
 
 
-@pytest.mark.parametrize("name", ["dpo", "ipo", "hinge", "nca", "sppo", "apo_zero", "simpo", "orpo", "bco_pair"])
+@pytest.mark.parametrize("name", ["dpo", "ipo", "hinge", "nca", "sppo", "apo_zero", "apo_down", "discopop", "bco_pair"])
 def test_a_labels_probability_is_the_expectation_over_labels(name: str) -> None:
     policy, reference = random_answers()
     logps = logps_of(policy, reference)
@@ -165,6 +166,53 @@ def test_a_labels_probability_is_the_expectation_over_labels(name: str) -> None:
     soft = preferences_of(*[(*p, 1.0, 0.0, 0.7) for p in PAIRS])
     expected = (0.7 * right + 0.3 * wrong).tolist()
     assert which(logps, soft, contexts).losses.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo_norm", "simpo", "alphapo", "cpo"])
+def test_a_labels_probability_is_one_less_the_smoothing(name: str) -> None:
+    """Also where the two labels are not mirror images, as with SimPO's margin; whatever the smoothing was."""
+    policy, reference = random_answers()
+    logps = logps_of(policy, reference)
+    soft = preferences_of(*[(*p, 1.0, 0.0, 0.7) for p in PAIRS])
+    smoothed = losses_of(loss(name, label_smoothing=0.3), logps, preferences_of(*PAIRS))
+    found = losses_of(loss(name, label_smoothing=0.1), logps, soft)
+    assert found.tolist() == pytest.approx(smoothed.tolist(), rel=1e-12)
+
+
+def test_orpos_likelihood_has_no_other_label() -> None:
+    policy, _ = random_answers()
+    logps, which = logps_of(policy, None), loss("orpo", beta=0.3)
+    sft = losses_of(loss("sft"), logps, preferences_of(*PAIRS))
+    odds = [losses_of(which, logps, preferences_of(*pairs)) for pairs in (PAIRS, [(o, w) for w, o in PAIRS])]
+    rejected = losses_of(loss("sft"), logps, preferences_of(*[(o, w) for w, o in PAIRS]))
+    expected = sft + 0.7 * (odds[0] - sft) + 0.3 * (odds[1] - rejected)
+    soft = preferences_of(*[(*p, 1.0, 0.0, 0.7) for p in PAIRS])
+    assert losses_of(which, logps, soft).tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+def test_terms_of_a_sum_leave_columns_that_are_not_theirs() -> None:
+    """A label's probability is the preference's; the likelihood beside it is the chosen answer's whatever it says."""
+    policy, reference = random_answers()
+    logps, soft = logps_of(policy, reference), preferences_of(*[(*p, 1.0, 0.4, 0.7) for p in PAIRS])
+    terms = {"dpo": settings("dpo"), "sft": settings("sft")}
+    both = make_loss({"name": "sum", "terms": terms, "weights": {"dpo": 1.0, "sft": 0.5}})
+    expected = losses_of(loss("dpo"), logps, soft) + 0.5 * losses_of(loss("sft"), logps, preferences_of(*PAIRS))
+    assert losses_of(both, logps, soft).tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+def test_reported_log_probs_are_the_policys_own() -> None:
+    """Of all tokens alike, whatever a modifier makes of them; WPO's weight too."""
+    policy, reference = random_answers()
+    squares = torch.tensor([0.1 * x for tokens in policy for x in tokens]).double()
+    logps, preferences = logps_of(policy, reference, concentration=squares), preferences_of(*PAIRS)
+    plain = loss("dpo", wpo=True)(logps, preferences)
+    for changes in ({"humanline": [-0.1, 0.1]}, {"ld_alpha": 0.2}):
+        changed = loss("dpo", wpo=True, **changes)(logps, preferences)
+        for name in ("logps/chosen", "logps/rejected"):
+            assert changed.metrics[name].tolist() == plain.metrics[name].tolist()
+        unweighted = loss("dpo", **changes)(logps, preferences).losses
+        weights = plain.losses / loss("dpo")(logps, preferences).losses
+        assert changed.losses.tolist() == pytest.approx((weights * unweighted).tolist(), rel=1e-9)
 
 
 def test_exo_takes_a_labels_probability_for_its_target() -> None:
