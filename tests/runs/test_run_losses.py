@@ -179,3 +179,32 @@ def test_no_knob_is_without_effect(
         for label, more in (("without", {}), ("with", change))
     ]
     assert curves[0][1] != pytest.approx(curves[1][1], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kto", "aot_unpaired"])
+def test_batch_wide_losses_under_zero_3(name: str, place: Place, tmp_path: Path) -> None:
+    start = {**SHORT, "loss": name, "loss.beta": 0.3, "train.eval_every": 2}
+    sharded = {"launch.num_processes": 2, "engine.zero_stage": 3}
+    found = place.run(tmp_path / "sharded", {**start, **sharded})
+    assert_same_curve(found, place.run(tmp_path / "whole", start), 2e-5)
+
+
+@pytest.mark.slow
+def test_a_reference_that_moves_under_zero_3(place: Place, tmp_path: Path) -> None:
+    """On two processes as on one; what a checkpoint of two holds, one goes on from."""
+    moving = {**SHORT, "reference.mode": "live", "train.save_every": 1, "train.eval_every": 2}
+    moving |= {"reference.update_every": 2, "reference.update_mix": 0.5}
+    sharded = {"launch.num_processes": 2, "engine.zero_stage": 3}
+    whole = place.run(tmp_path / "whole", moving)
+    assert_same_curve(place.run(tmp_path / "sharded", {**moving, **sharded}), whole, 2e-5)
+    fault = {"update": 3, "micro": 1, "signal": "SIGTERM", "to": "self"}
+    assert place.try_run(tmp_path / "cut", {**moving, **sharded}, fault=fault).code == 75
+    assert_same_curve(place.run(tmp_path / "cut", {**moving, "resume": "auto"}), whole, 2e-5)
+
+
+def test_keep_best_wants_a_metric_that_there_is(place: Place, rows: dict[str, Path], tmp_path: Path) -> None:
+    changes = {"loss": "kto", "data.path": rows["judged"], "data.eval": 0.2, "train.keep_best": "rewards/accuracies"}
+    ended = place.try_run(tmp_path / "run", changes)
+    assert ended.code == 2
+    assert "train.keep_best=rewards/accuracies: with these rows there is no such metric" in ended.err
