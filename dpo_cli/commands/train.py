@@ -156,11 +156,7 @@ class _Run:
         budget = resolve_token_budget(config.train.tokens_per_micro_batch)
         setup = Setup(config.model, config.reference, self.rows, self.precision, budget, self.console)
         scorer = setup.load_policy()
-        needed = self.loss.needs_reference
-        reference = setup.make_reference(groups=scorer.policy.groups, scorer=scorer, needed=needed)
-        if config.reference.update_every is not None:
-            reference.check_can_follow(scorer.policy)
-        self._describe(scorer, reference)
+        reference = self._reference(setup, scorer)
         objective = Objective(
             groups=self.rows.data.train,
             loss=self.loss,
@@ -194,22 +190,7 @@ class _Run:
         for tracker in trackers:
             if isinstance(tracker, JsonLines):
                 hooks.latest.update(tracker.latest)
-        exit_code = int(ExitCode.INTERNAL)
-        try:
-            before = None
-            if resumed is None:
-                hooks.evaluate(0)
-                before = hooks.sample(0, "sample before", None)
-            with self.stop.waiting():
-                self._fit(engine, plan, objective, hooks, resumed, work)
-                after = self._finish(hooks, reference, len(plan), started)
-            exit_code = int(ExitCode.DONE)
-        except DpoError as error:
-            exit_code = int(error.exit_code)
-            raise
-        finally:
-            for tracker in trackers:
-                tracker.finish(exit_code)
+        before, after = self._train(hooks, plan, resumed, work, started)
         engine.destroy()
         if "DPO_SWEEP" in os.environ:  # the sweep's own table follows
             return
@@ -217,14 +198,44 @@ class _Run:
             show_samples(self.console, before, after)
         show_outcome(self.console, self.run_dir, self.record.values)
 
-    def _finish(self, hooks: RunHooks, reference: Reference, updates: int, started: float) -> Samples | None:
+    def _reference(self, setup: Setup, scorer: Scorer) -> Reference:
+        needed = self.loss.needs_reference
+        reference = setup.make_reference(groups=scorer.policy.groups, scorer=scorer, needed=needed)
+        if self.config.reference.update_every is not None:
+            reference.check_can_follow(scorer.policy)
+        self._describe(scorer, reference)
+        return reference
+
+    def _train(
+        self, hooks: RunHooks, plan: Plan, resumed: Checkpoint | None, work: Work, started: float
+    ) -> tuple[Samples | None, Samples | None]:
+        """All updates, and what is measured around them; returns the answers sampled before and after."""
+        exit_code = int(ExitCode.INTERNAL)
+        try:
+            before = None
+            if resumed is None:
+                hooks.evaluate(0)
+                before = hooks.sample(0, "sample before", None)
+            with self.stop.waiting():
+                self._fit(hooks, plan, resumed, work)
+                after = self._finish(hooks, len(plan), started)
+            exit_code = int(ExitCode.DONE)
+        except DpoError as error:
+            exit_code = int(error.exit_code)
+            raise
+        finally:
+            for tracker in hooks.trackers:
+                tracker.finish(exit_code)
+        return before, after
+
+    def _finish(self, hooks: RunHooks, updates: int, started: float) -> Samples | None:
         """After the last update: the model is written before anything that could still go wrong."""
         check_finite(hooks.engine, hooks.objective.groups[:_CHECKED_GROUPS], hooks.objective)
         hooks.evaluate(updates)
         hooks.honour_stop(updates, saved=False)
         self._export(hooks, updates)
         hooks.honour_stop(updates, saved=False)
-        samples = hooks.sample(updates, "sample after", reference)
+        samples = hooks.sample(updates, "sample after", hooks.reference)
         final = {**hooks.latest, **memory()}
         if hooks.first and samples is not None:
             (self.run_dir / "final" / "README.md").write_text(self._card(hooks, updates), encoding="utf-8")
@@ -316,9 +327,7 @@ class _Run:
         self.record.update(zero_margin={"gap": gap, "noise": noise})
         self.console.say(check_zero_margin(gap, noise, must_be_zero=must_be_zero))
 
-    def _fit(
-        self, engine: Engine, plan: Plan, objective: Objective, hooks: RunHooks, resumed: Checkpoint | None, work: Work
-    ) -> None:
+    def _fit(self, hooks: RunHooks, plan: Plan, resumed: Checkpoint | None, work: Work) -> None:
         optim, settings = self.config.optim, self.config.train
         start = 0 if resumed is None else resumed.state.step
         hooks.logged = start
@@ -341,9 +350,9 @@ class _Run:
         rhythm = Rhythm(settings.log_every, settings.eval_every, settings.save_every)
         with self.console.phase("train", len(plan) - start, "updates") as hooks.advance:
             fit(
-                engine,
+                hooks.engine,
                 plan,
-                objective,
+                hooks.objective,
                 rate,
                 hooks,
                 start=start,
