@@ -48,7 +48,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_gro
 
 NO_REWARDS = ("loss", *LOGPS, "grad_norm")
 NO_LOGPS = ("loss", *REWARDS, "grad_norm")
-"""trl's CPOTrainer and ORPOTrainer call a mean per token a log-prob where the loss is of means."""
+"""trl's CPOTrainer and ORPOTrainer call a mean per token a log-prob where the loss is of means; with ``ld_alpha`` its
+DPOTrainer reports weighted log-probs, while ours are of all tokens alike."""
 JUDGED_NAMES = ("loss", *LOGPS, *REWARDS[:2], "grad_norm")
 FAR = 50 * TOLERANCE
 """Where the two differ, they do so by more than this."""
@@ -183,8 +184,10 @@ MODIFIED = {
     "hinge with js": case(
         UNEVEN, "loss=hinge loss.beta=0.1 loss.divergence=js", loss_type="hinge", f_divergence_type="js_divergence"
     ),
-    "ld_alpha": case(UNEVEN, "loss.ld_alpha=0.4", ld_alpha=0.4),
-    "ipo with ld_alpha": case(UNEVEN, "loss=ipo loss.ld_alpha=0.4", loss_type="ipo", ld_alpha=0.4, names=NO_REWARDS),
+    "ld_alpha": case(UNEVEN, "loss.ld_alpha=0.4", ld_alpha=0.4, names=NO_LOGPS),
+    "ipo with ld_alpha": case(
+        UNEVEN, "loss=ipo loss.ld_alpha=0.4", loss_type="ipo", ld_alpha=0.4, names=("loss", "grad_norm")
+    ),
     "use_weighting": case(UNEVEN, "loss.wpo=true", use_weighting=True),
     "rpo": case(UNEVEN, "loss.sft_weight=0.5", **SINGLE, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5]),
     "rpo with ld_alpha": case(
@@ -194,6 +197,7 @@ MODIFIED = {
         loss_type=["sigmoid", "sft"],
         loss_weights=[1.0, 0.5],
         ld_alpha=0.4,
+        names=NO_LOGPS,
     ),
     "sum": case(
         UNEVEN,
