@@ -71,8 +71,9 @@ def zero_margin_gap(engine: Engine, groups: Sequence[Group], objective: Objectiv
         objective: a loss with a reference.
 
     Returns:
-        The gap of the mean loss, and the gap that log-ratios as noisy as the policy's own log-probs can make: those
-        are computed in two different batches, one group at a time (twice over) and all together.
+        The gap of the mean loss, and the larger of two: the gap that log-ratios as noisy as the policy's own
+        log-probs can make (those are computed in two different batches, one group at a time, twice over, and all
+        together), and the gap that float32 itself can make, by the loss's slope at each token.
     """
     with torch.no_grad():
         batch, logps = objective.look(engine, groups)
@@ -96,7 +97,11 @@ def zero_margin_gap(engine: Engine, groups: Sequence[Group], objective: Objectiv
         alone = torch.cat([tokens[: len(tokens) // 2] for tokens in twice])
         noisy = replace(logps, policy=logps.reference + (alone - logps.policy))
         noise = float((losses(noisy) - losses(zero)).abs().max())
-    return gap, noise
+    tokens = logps.reference.clone().requires_grad_()
+    losses(replace(zero, policy=tokens)).mean().backward()
+    assert tokens.grad is not None
+    rounding = tokens.grad * tokens.detach().abs().clamp(min=1.0) * torch.finfo(torch.float32).eps
+    return gap, max(noise, float(rounding.norm()))
 
 
 def check_finite(engine: Engine, groups: Sequence[Group], objective: Objective) -> None:
