@@ -20,7 +20,7 @@ BEGIN, END = "<!-- measured: scripts/compare_losses.py -->", "<!-- end of measur
 
 # What each loss needs on this task, where an answer has some seven tokens and labels are sharp; others as they are.
 SETTINGS: dict[str, list[str]] = {
-    "dpo_quickstart": [],
+    "dpo_quickstart": ["loss.beta=1"],
     "robust": ["loss.beta=1", "loss.label_smoothing=0.05"],
     "ipo": ["loss.beta=1"],
     "hinge": ["loss.beta=1"],
@@ -30,9 +30,9 @@ SETTINGS: dict[str, list[str]] = {
     "bco_pair": ["loss.beta=1"],
     "sppo": ["loss.beta=0.5"],
     "aot": ["loss.beta=1"],
-    "aot_unpaired": ["loss.beta=1"],
+    "aot_unpaired": ["loss.beta=3"],
     "apo_zero": ["loss.beta=1"],
-    "apo_down": ["loss.beta=1"],
+    "apo_down": ["loss.beta=3", "loss.sft_weight=1"],
     "discopop": ["loss.beta=1"],
     "dpo_norm": ["loss.beta=7"],
     "simpo": ["loss.beta=2", "loss.sft_weight=1"],
