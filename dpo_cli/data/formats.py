@@ -154,7 +154,7 @@ def to_example(row: Row, columns: Columns = NO_COLUMNS) -> Example:
             _content(values[prompt_column], prompt_column), {"chosen": chosen, "rejected": rejected}
         )
     _check_answers(answers, ("chosen", "rejected"))
-    pair = Pair(0, 1, _weight(values, columns), _margin(values, columns, 0, 1), _label_prob(values, columns))
+    pair = Pair(0, 1, _weight(values, columns), _margin(values, columns, 0, 1, count=2), _label_prob(values, columns))
     return Example(prompt, answers, (pair,), row.source)
 
 
@@ -179,7 +179,7 @@ def _ranked(row: Row, columns: Columns) -> Example:
     if len(answers) > 2 and not (columns.margin is None or isinstance(_column(values, columns.margin), list)):
         raise BadRowError(f"{columns.margin}: expected a list with a number per answer, as this row has {len(answers)}")
     pairs = tuple(
-        Pair(better, worse, weight, _margin(values, columns, better, worse))
+        Pair(better, worse, weight, _margin(values, columns, better, worse, count=len(answers)))
         for better, worse in permutations(range(len(ranks)), 2)
         if ranks[better] < ranks[worse]
     )
@@ -233,8 +233,8 @@ def _weight(values: Mapping[str, Any], columns: Columns) -> float:
     return weight
 
 
-def _margin(values: Mapping[str, Any], columns: Columns, better: int, worse: int) -> float:
-    """Of the answers with these numbers."""
+def _margin(values: Mapping[str, Any], columns: Columns, better: int, worse: int, *, count: int) -> float:
+    """Of the answers with these numbers, of ``count`` in the row."""
     if columns.margin is None:
         return 0.0
     if not isinstance(columns.margin, str):
@@ -243,10 +243,9 @@ def _margin(values: Mapping[str, Any], columns: Columns, better: int, worse: int
     value = values.get(columns.margin)
     if isinstance(value, list):
         numbers = [float(number) for number in _list_of(values, columns.margin, int | float)]
-        answers = len(values.get("completions") or "12")
-        if len(numbers) != answers or not all(map(math.isfinite, numbers)):
+        if len(numbers) != count or not all(map(math.isfinite, numbers)):
             raise BadRowError(
-                f"{columns.margin}: expected {answers} finite numbers, one per answer, found {len(numbers)}"
+                f"{columns.margin}: expected {count} finite numbers, one per answer, found {len(numbers)}"
             )
         return numbers[better] - numbers[worse]
     return _number(values, columns.margin)
