@@ -29,21 +29,45 @@ class ModelConfig(Section):
     attention: Literal["auto", "groups", "plain"]
 
 
-class DataConfig(Section):
+class MixedConfig(Section):
+    """One of several sources; what it doesn't say is as in ``data``."""
+
     path: str
+    split: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+    streaming: bool | None = None
+    shape: str | None = None
+    columns: dict[str, str] | None = None
+    rows: PositiveInt | None = None
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
+
+
+class DataConfig(Section):
+    path: str | None
+    mix: dict[str, MixedConfig] | None
     split: str
     subset: str | None
     revision: str | None
+    streaming: bool
+    shape: str
+    columns: dict[str, str]
     eval: str | Annotated[float, Field(gt=0, lt=1)] | None
     limit: PositiveInt | None
     text: Literal["auto", "chat", "plain"]
+    system: str | None
+    template_args: dict[str, Any]
+    loss_on: Literal["last", "differing"]
     max_length: Annotated[int, Field(ge=2, strict=True)]
     max_prompt_length: PositiveInt | None
+    truncate_prompt: Literal["start", "end"]
     on_too_long: Literal["truncate", "drop", "raise"]
     on_bad_row: Literal["raise", "skip"]
     weight: str | None
     margin: str | tuple[str, str] | None
     label_prob: str | None
+    workers: PositiveInt | Auto
+    cache_dir: str | None
 
 
 class ReferenceConfig(Section):

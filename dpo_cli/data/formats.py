@@ -20,7 +20,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, islice, permutations, zip_longest
 from typing import Any, Literal
 
@@ -57,6 +57,24 @@ class Columns:
 NO_COLUMNS = Columns()
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How rows become Examples."""
+
+    shape: str = "auto"
+    """Which of the shapes rows have; ``auto``: what their columns look like."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """A shape's field -> the row's column, or a text with ``{columns}`` in it."""
+    says: Columns = NO_COLUMNS
+    system: str | None = None
+    """Put before prompts that have no system turn of their own."""
+    loss_on: Literal["last", "differing"] = "last"
+    """Which assistant turns of two dialogues are compared: the last that differs, or all that do."""
+
+
+AS_FOUND = Reading()
+
+
 class BadRowError(ValueError):
     """A row that can't become an Example. The message names the field, what was found and what was expected."""
 
@@ -80,7 +98,7 @@ def read_examples(
     limit: int | None,
     on_bad_row: Literal["raise", "skip"],
     name: str = "data",
-    columns: Columns = NO_COLUMNS,
+    reading: Reading = AS_FOUND,
 ) -> tuple[list[Example], ReadCounts]:
     """Every row's Example, in order.
 
@@ -89,7 +107,7 @@ def read_examples(
         limit: read only so many rows; None = all.
         on_bad_row: stop at the tenth bad row or the end, with all of them in the message; or leave them out.
         name: of the data, for a message.
-        columns: that are read besides prompt and answers.
+        reading: how.
 
     Raises:
         DataError: bad rows (``raise``), or no usable row.
@@ -101,7 +119,7 @@ def read_examples(
     for row in islice(rows, limit):
         read += 1
         try:
-            example = to_example(row, columns)
+            example = to_example(row, reading)
         except BadRowError as problem:
             bad += 1
             if bad <= SHOWN:
@@ -124,14 +142,16 @@ def content_hash(content: Any) -> bytes:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
 
 
-def to_example(row: Row, columns: Columns = NO_COLUMNS) -> Example:
+def to_example(row: Row, reading: Reading = AS_FOUND) -> Example:
     """The row as prompt and answers, and what is said of them.
 
     Raises:
         BadRowError: no known shape, a field that is missing or of the wrong kind, a dialogue that doesn't end in an
             assistant turn or whose sides differ before it, an empty answer, or two equal answers.
     """
-    values = row.values
+    if row.problem:
+        raise BadRowError(row.problem)
+    values, columns = row.values, reading.says
     given = {column for column, value in values.items() if value is not None}  # tables fill absent columns with null
     if not {"chosen", "rejected"} <= given:
         if "completions" in given:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from dpo_cli.data.formats import NO_COLUMNS, Columns, read_examples
+from dpo_cli.data.formats import NO_COLUMNS, Columns, Reading, read_examples
 from dpo_cli.data.holdout import check_overlap, hold_out
 from dpo_cli.data.kinds import fit_to
 from dpo_cli.data.sources import is_local, read_rows
-from dpo_cli.data.tokenize import end_tokens, tokenize
+from dpo_cli.data.tokenize import Encoding, TokenizeCounts, end_tokens, tokenize
 from dpo_cli.data.types import Example, Group, Kind
 from dpo_cli.errors import DataError
 
@@ -86,22 +86,39 @@ def load_data(
     elif held_out is not None:
         held, held_read = read("data.eval", *held_out_place(held_out, path, split), limit=limit)
         train, overlap = check_overlap(train, held)
-    to_groups = partial(
-        tokenize,
-        tokenizer=tokenizer,
-        text=text,
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
-        on_too_long=on_too_long,
-    )
-    with phase("tokenise training data", len(train), "rows") as advance:
-        groups, tokenized = to_groups(train, advance=advance)
-    counts = {"train": {"rows": train_read, "prompts_held_out": overlap, "tokenized": tokenized.as_dict()}}
     ends = end_tokens(train, tokenizer, text)
+    encoding = Encoding(text, max_length, max_prompt_length, "start", on_too_long)
+
+    def to_groups(examples: list[Example], name: str) -> tuple[list[Group], TokenizeCounts]:
+        tokenized = TokenizeCounts()
+        groups: list[Group] = []
+        too_long: list[str] = []
+        with phase(name, len(examples), "rows") as advance:
+            for start in range(0, len(examples), 1000):
+                chunk = examples[start : start + 1000]
+                for encoded in tokenize(chunk, tokenizer, encoding, ends):
+                    tokenized.add(encoded)
+                    if encoded.group is not None:
+                        groups.append(encoded.group)
+                    elif encoded.left_out == "too_long":
+                        too_long.append(str(encoded))
+                advance(len(chunk))
+        if too_long and on_too_long == "raise":
+            longest = f"the longest {tokenized.longest} ({encoding.limits})"
+            total = f"... {len(too_long)} of {len(examples)} rows are too long, {longest}"
+            raise DataError(
+                "\n".join([*too_long[:10], f"{total}; data.on_too_long=truncate cuts such rows, drop leaves them out"])
+            )
+        if not groups:
+            equal = f"{tokenized.made_equal} with answers that the template or the cut made equal"
+            raise DataError(f"no row is left of {len(examples)}: {len(too_long)} too long ({encoding.limits}), {equal}")
+        return groups, tokenized
+
+    groups, tokenized = to_groups(train, "tokenise training data")
+    counts = {"train": {"rows": train_read, "prompts_held_out": overlap, "tokenized": tokenized.as_dict()}}
     if not held:
         return Data(groups, [], ends, counts)
-    with phase("tokenise held-out data", len(held), "rows") as advance:
-        held_groups, tokenized = to_groups(held, advance=advance)
+    held_groups, tokenized = to_groups(held, "tokenise held-out data")
     counts["held_out"] = {"rows": held_read, "tokenized": tokenized.as_dict()}
     return Data(groups, held_groups, ends, counts)
 
@@ -122,7 +139,7 @@ def _read(
     with phase(f"read {path}", None, "rows") as advance:
         rows = read_rows(path, split=split, subset=subset, revision=revision, key=key)
         examples, counts = read_examples(
-            rows, limit=limit, on_bad_row=on_bad_row, name=f"{key}={path}", columns=columns
+            rows, limit=limit, on_bad_row=on_bad_row, name=f"{key}={path}", reading=Reading(says=columns)
         )
         advance(counts.read)
     fitting, without_preference = fit_to(kind, examples, f"{key}={path}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
@@ -21,12 +21,42 @@ _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where rows are kept."""
+
+    path: str
+    """A file, a folder or pattern of files, a URL, or a hub id."""
+    split: str = "train"
+    subset: str | None = None
+    """The hub data set's configuration; None = its default."""
+    revision: str | None = None
+    """Branch, tag or commit; None = the newest."""
+    streaming: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row as it is kept, before anything is known of its columns."""
 
     source: str
     """``pairs.jsonl, line 12`` or ``HuggingFaceH4/ultrafeedback_binarized train, row 12``; counted from 1."""
     values: dict[str, Any]
+    problem: str = ""
+    """Why the row can't be read (not valid JSON, say); then ``values`` is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows that can be read, and what they are."""
+
+    name: str
+    """For messages: ``data.path=pairs.jsonl``."""
+    identity: Any
+    """JSON-able; the same if and only if the rows are, in the same order."""
+    rows: Callable[[], Iterator[Row]]
+    """Reads from the start, each time it is called, in bounded memory."""
+    total: int | None = None
+    """How many rows, where that is known before reading; for progress."""
 
 
 def read_rows(

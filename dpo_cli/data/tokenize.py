@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -14,8 +14,47 @@ from dpo_cli.data.render import as_it_stands, goes_through_template, question, r
 from dpo_cli.data.types import Example, Group
 from dpo_cli.errors import DataError, DpoError
 
-_CHUNK = 1000
-_SHOWN = 10
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How Examples become tokens."""
+
+    text: Literal["auto", "chat", "plain"] = "auto"
+    """Text fields through the chat template, or as they stand; ``auto``: ``chat`` where there is a template."""
+    max_length: int = 2048
+    """Of prompt + answer, at least 2."""
+    max_prompt_length: int | None = None
+    """Of the prompt; None = see ``cut``."""
+    truncate_prompt: Literal["start", "end"] = "start"
+    """Which side of a prompt is cut off."""
+    on_too_long: Literal["truncate", "drop", "raise"] = "truncate"
+    """What is done with rows that don't fit."""
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is given besides messages, where a row says nothing else."""
+
+    @property
+    def limits(self) -> str:
+        """For messages."""
+        return f"data.max_length={self.max_length}, data.max_prompt_length={self.max_prompt_length or 'null'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What became of an Example."""
+
+    example: Example
+    prompt_length: int
+    """Tokens before any cut."""
+    answer_lengths: tuple[int, ...]
+    """Tokens before any cut."""
+    group: Group | None
+    left_out: Literal["", "too_long", "made_equal"] = ""
+    """Why there is no group. ``made_equal``: the template or the cut made two answers of a pair the same, which
+    teaches nothing."""
+
+    def __str__(self) -> str:
+        lengths = " and ".join(map(str, self.answer_lengths))
+        return f"{self.example.source}: prompt of {self.prompt_length} tokens, answers of {lengths}"
 
 
 @dataclass(slots=True)
@@ -27,79 +66,68 @@ class TokenizeCounts:
     answers_truncated: int = 0
     dropped_too_long: int = 0
     made_equal: int = 0
-    """Left out: the template or the cut made two answers of a pair the same, which teaches nothing."""
+    """Left out: see ``Encoded``."""
     longest: int = 0
     """Tokens of the longest prompt with its longest answer, before any cut."""
+
+    def add(self, encoded: Encoded) -> None:
+        """Count one."""
+        self.longest = max(self.longest, encoded.prompt_length + max(encoded.answer_lengths))
+        self.dropped_too_long += encoded.left_out == "too_long"
+        self.made_equal += encoded.left_out == "made_equal"
+        if encoded.group is not None:
+            self.groups += 1
+            self.prompts_truncated += len(encoded.group.prompt_ids) < encoded.prompt_length
+            lengths = zip(encoded.group.answers, encoded.answer_lengths, strict=True)
+            self.answers_truncated += sum(len(answer) < before for answer, before in lengths)
 
     def as_dict(self) -> dict[str, int]:
         """The counts by name."""
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    example: Example
-    prompt: list[int]
-    answers: list[list[int]]
-
-
 def tokenize(
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    text: Literal["auto", "chat", "plain"],
-    max_length: int,
-    max_prompt_length: int | None,
-    on_too_long: Literal["truncate", "drop", "raise"],
-    advance: Callable[[int], None],
-) -> tuple[list[Group], TokenizeCounts]:
-    """One Group for each example, in order, without those that are left out.
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, encoding: Encoding, ends: Sequence[int]
+) -> list[Encoded]:
+    """What becomes of each example, in order.
 
     The first token of a prompt is the tokenizer's beginning-of-sequence, if it puts one; the last token of an answer
     is the one that ends the turn, unless the answer was cut. See ``cut`` for what is cut.
 
     Args:
-        examples: at least one.
-        tokenizer: with a chat template unless rows are text and tokenised as they stand.
-        text: ``chat`` renders text as one user and one assistant turn, ``plain`` takes it as it stands, ``auto`` is
-            ``chat`` where there is a template.
-        max_length: of prompt + answer, at least 2.
-        max_prompt_length: of the prompt; None = see ``cut``.
-        on_too_long: what is done with rows that don't fit.
-        advance: told how many examples are done since the last time.
+        examples: a thousand or so at a time is fastest.
+        tokenizer: the model's.
+        encoding: how.
+        ends: from ``end_tokens``.
 
     Raises:
         DpoError: rows, ``text`` and tokenizer don't go together.
-        DataError: a row that the template can't render, a prompt without any token, rows that are too long
-            (``raise``), or nothing left.
+        DataError: a row that the template can't render, or a prompt without any token.
     """
-    counts = TokenizeCounts()
-    groups: list[Group] = []
-    too_long: list[str] = []
-    for row in _encode(examples, tokenizer, text, advance):
-        counts.longest = max(counts.longest, len(row.prompt) + max(map(len, row.answers)))
-        prompt, answers = cut(row.prompt, row.answers, max_length, max_prompt_length, tokenizer.bos_token_id)
-        prompts_cut = int(len(prompt) < len(row.prompt))
-        answers_cut = sum(len(kept) < len(answer) for kept, answer in zip(answers, row.answers, strict=True))
-        if on_too_long != "truncate" and (prompts_cut or answers_cut):
-            lengths = " and ".join(str(len(answer)) for answer in row.answers)
-            too_long.append(f"{row.example.source}: prompt of {len(row.prompt)} tokens, answers of {lengths}")
-        elif any(answers[pair.winner] == answers[pair.loser] for pair in row.example.pairs):
-            counts.made_equal += 1
-        else:
-            counts.prompts_truncated += prompts_cut
-            counts.answers_truncated += answers_cut
-            groups.append(_group(row.example, prompt, answers))
-    counts.groups, counts.dropped_too_long = len(groups), len(too_long)
-    limits = f"data.max_length={max_length}, data.max_prompt_length={max_prompt_length or 'null'}"
-    if too_long and on_too_long == "raise":
-        total = f"... {len(too_long)} of {len(examples)} rows are too long, the longest {counts.longest} ({limits})"
-        advice = "data.on_too_long=truncate cuts such rows, drop leaves them out"
-        raise DataError("\n".join([*too_long[:_SHOWN], f"{total}; {advice}"]))
-    if not groups:
-        equal = f"{counts.made_equal} with answers that the template or the cut made equal"
-        raise DataError(f"no row is left of {len(examples)}: {len(too_long)} too long ({limits}), {equal}")
-    return groups, counts
+    chat = goes_through_template(examples, tokenizer, encoding.text)
+    texts = [render(example, tokenizer) if chat else as_it_stands(example) for example in examples]
+    prompts = encode_prompts(tokenizer, [row.prompt for row in texts])
+    before = [row.prompt for row in texts for _ in row.answers]
+    answers = iter(encode_answers(tokenizer, before, [answer for row in texts for answer in row.answers], ends))
+    return [
+        _encoded(example, prompt, [next(answers) for _ in example.answers], tokenizer.bos_token_id, encoding)
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
+
+
+def _encoded(
+    example: Example, whole_prompt: list[int], whole: list[list[int]], bos: int | None, encoding: Encoding
+) -> Encoded:
+    if not whole_prompt:
+        raise DataError(f"{example.source}: the prompt is empty, and this tokenizer has no token to begin with")
+    prompt, answers = cut(whole_prompt, whole, encoding.max_length, encoding.max_prompt_length, bos)
+    group: Group | None = _group(example, prompt, answers)
+    left_out: Literal["", "too_long", "made_equal"] = ""
+    if encoding.on_too_long != "truncate" and (prompt, answers) != (whole_prompt, whole):
+        group, left_out = None, "too_long"
+    elif any(answers[pair.winner] == answers[pair.loser] for pair in example.pairs):
+        group, left_out = None, "made_equal"
+    return Encoded(example, len(whole_prompt), tuple(map(len, whole)), group, left_out)
 
 
 def cut(
@@ -117,27 +145,6 @@ def cut(
         keep = prompt[:1] if prompt[0] == bos and limit > 1 else []
         prompt = keep + prompt[len(prompt) - limit + len(keep) :]
     return prompt, [answer[: max_length - len(prompt)] for answer in answers]
-
-
-def _encode(
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    text: Literal["auto", "chat", "plain"],
-    advance: Callable[[int], None],
-) -> Iterator[_Encoded]:
-    chat = goes_through_template(examples, tokenizer, text)
-    ends = end_tokens(examples, tokenizer, text)
-    for start in range(0, len(examples), _CHUNK):
-        chunk = examples[start : start + _CHUNK]
-        texts = [render(example, tokenizer) if chat else as_it_stands(example) for example in chunk]
-        prompts = encode_prompts(tokenizer, [row.prompt for row in texts])
-        before = [row.prompt for row in texts for _ in row.answers]
-        answers = iter(encode_answers(tokenizer, before, [answer for row in texts for answer in row.answers], ends))
-        for example, prompt in zip(chunk, prompts, strict=True):
-            if not prompt:
-                raise DataError(f"{example.source}: the prompt is empty, and this tokenizer has no token to begin with")
-            yield _Encoded(example, prompt, [next(answers) for _ in example.answers])
-        advance(len(chunk))
 
 
 def end_tokens(

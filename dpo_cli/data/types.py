@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,14 @@ Tokens = NDArray[np.int32]
 
 
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation. The keys that may be absent are for the chat template alone."""
 
     role: str
     content: str
+    name: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
 
 
 Kind = Literal["pairs", "answers", "rankings"]
@@ -45,6 +50,7 @@ class Example:
 
     prompt: list[Message] | str
     answers: list[list[Message]] | list[str]
+    """Messages of an answer begin and end with an assistant turn."""
     pairs: tuple[Pair, ...]
     """Comparisons among ``answers``."""
     source: str
@@ -55,6 +61,10 @@ class Example:
     """Each answer's place, 0 = best, equal places = not compared; empty = no ranking."""
     weight: float = 1.0
     """How much each of the labels, or the ranking, counts."""
+    scored: tuple[tuple[int, ...], ...] = ()
+    """For each answer the turns whose tokens are scored, by index; empty = every answer is one turn, and scored."""
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    """What the row gives the chat template besides messages: ``tools``, ``enable_thinking`` and the like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,9 @@ class Group:
     ranks: tuple[int, ...] = ()
     weight: float = 1.0
     """These three as in ``Example``."""
+    scored: tuple[NDArray[np.bool_], ...] = ()
+    """For each answer ``[A_k]``: whether the token is scored, or stands there for the others to follow (a user turn in
+    the middle); empty = all are."""
 
     def count(self, kind: Kind) -> int:
         """How much the group counts in a batch."""

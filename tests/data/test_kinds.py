@@ -17,7 +17,7 @@ from dpo_cli.errors import DataError
 
 
 def example(columns: Columns | None = None, **values: Any) -> Example:
-    return to_example(Row("a.jsonl, line 1", values), columns or Columns())
+    return to_example(Row("a.jsonl, line 1", values), Reading(says=columns or Columns()))
 
 
 PAIR = {"prompt": "Q", "chosen": "good", "rejected": "bad"}

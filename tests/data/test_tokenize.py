@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from dpo_cli.data.template import set_chat_template
-from dpo_cli.data.tokenize import TokenizeCounts, cut, tokenize
+from dpo_cli.data.tokenize import Encoding, TokenizeCounts, cut, end_tokens, tokenize
 from dpo_cli.data.types import Example, Group, Pair
 from dpo_cli.errors import DataError, DpoError
 
@@ -44,14 +44,12 @@ def chat_row(*turns: tuple[str, str], chosen: str = "A", rejected: str = "B") ->
 
 
 def run(rows: list[Example], tokenizer: PreTrainedTokenizerBase, **options: Any) -> tuple[list[Group], TokenizeCounts]:
-    defaults: dict[str, Any] = {
-        "text": "auto",
-        "max_length": 4096,
-        "max_prompt_length": None,
-        "on_too_long": "raise",
-        "advance": lambda rows: None,
-    }
-    return tokenize(rows, tokenizer, **defaults | options)
+    encoding = Encoding(**{"max_length": 4096, "on_too_long": "drop"} | options)
+    counts = TokenizeCounts()
+    encoded = tokenize(rows, tokenizer, encoding, end_tokens(rows, tokenizer, encoding.text))
+    for each in encoded:
+        counts.add(each)
+    return [each.group for each in encoded if each.group is not None], counts
 
 
 def one(row: Example, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Group:
