@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_cli.data.formats import BadRowError, Columns, to_example
+from dpo_cli.data.formats import BadRowError, Columns, Reading, to_example
 from dpo_cli.data.kinds import fit_to, mismatch
 from dpo_cli.data.sources import Row
 from dpo_cli.data.types import Example, Group, Pair
