@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+_BEFORE = ("1", "\n")
+"""Texts that little merges with. A line end is second: some tokenizers drop it."""
+
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
     """Ids of each prompt; where the tokenizer begins texts with a token of its own, exactly one such."""
@@ -48,8 +51,9 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[
 
 def _begins_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a text gets a space in front (SentencePiece does that), which an answer inside a conversation has not."""
-    alone, newline, after = _ids(tokenizer, ["a", "\n", "\na"])
-    return newline + alone != after
+    alone, *before = _ids(tokenizer, ["a", *_BEFORE])
+    after = _ids(tokenizer, [text + "a" for text in _BEFORE])
+    return any(ids + alone != joined for ids, joined in zip(before, after, strict=True))
 
 
 def _continued(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
@@ -62,9 +66,11 @@ def _continued(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answe
 
 
 def _alone(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
-    """For an answer whose first token would merge with the prompt's last: as it stands after a newline."""
-    newline, after, alone = _ids(tokenizer, ["\n", "\n" + answer, answer])
-    return after[len(newline) :] if after[: len(newline)] == newline else alone
+    """For an answer whose first token would merge with the prompt's last: as it stands after some other text."""
+    alone, *before = _ids(tokenizer, [answer, *_BEFORE])
+    after = _ids(tokenizer, [text + answer for text in _BEFORE])
+    apart = (ids[len(start) :] for start, ids in zip(before, after, strict=True) if ids[: len(start)] == start)
+    return next(apart, alone)
 
 
 def _ended(ids: list[int], ends: Sequence[int]) -> list[int]:
