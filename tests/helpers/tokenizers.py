@@ -43,16 +43,28 @@ def with_bos() -> PreTrainedTokenizerBase:
 
 def sentencepiece() -> PreTrainedTokenizerBase:
     """Like Llama 2's: a space put before every text, bytes for what it doesn't know, a BOS."""
+    tokenizer = _sentencepiece()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def legacy_sentencepiece() -> PreTrainedTokenizerBase:
+    """The same as it was at first, and in many models is: a space after every special token too."""
+    tokenizer = _sentencepiece()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def _sentencepiece() -> Tokenizer:
     letters = string.ascii_letters + string.digits + string.punctuation + "▁"
     tokens = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
     merges = [("▁", letter) for letter in string.ascii_letters + "▁"]
     vocabulary = {token: index for index, token in enumerate([*tokens, *(left + right for left, right in merges)])}
     tokenizer = Tokenizer(BPE(vocabulary, merges, byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<s>", "</s>")])
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    return tokenizer
 
 
 def gpt2() -> PreTrainedTokenizerBase:
