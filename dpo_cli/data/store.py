@@ -1,7 +1,8 @@
 """Groups on disk: written as they come, read through a memory map, so that a set may be larger than memory.
 
-A table is a folder with ``rows.arrow`` (Arrow's file format, record batches of hundreds of rows) and ``table.json`` (what
-the rows are, and size and hash of the other file). Groups are made when they are asked for; their tokens lie in the map.
+A table is a folder with ``rows.arrow`` (Arrow's file format, record batches of hundreds of rows) and ``table.json``
+(what the rows are, and size and hash of the other file). Groups are made when they are asked for; their tokens lie in
+the map.
 """
 
 from __future__ import annotations
