@@ -2,9 +2,9 @@
 
     python scripts/bench_tokenise.py --rows hh_harmless.jsonl.gz --model SmolLM2-135M-Instruct
 
-Rows of the shape of hh-rlhf (whole dialogues in ``chosen`` and ``rejected``) are repeated, each with a number of its own
-at the end of both answers, until there are as many as asked for; then the table is made as ``dpo train`` makes it, and
-opened a second time. The figures in docs/benchmarks.md are this script's.
+Rows of the shape of hh-rlhf (whole dialogues in ``chosen`` and ``rejected``) are repeated, each with a number of its
+own at the end of both answers, until there are as many as asked for; then the table is made as ``dpo train`` makes it,
+and opened a second time. The figures in docs/benchmarks.md are this script's.
 """
 
 from __future__ import annotations
