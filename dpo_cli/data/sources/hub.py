@@ -1,0 +1,135 @@
+"""Rows of a data set on the hub, of one commit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dpo_cli.data.sources.row import Place, Row, Source, first_line
+from dpo_cli.data.sources.splits import Part, parse_split
+from dpo_cli.errors import DataError, DpoError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TIMEOUT = 30.0
+"""Seconds to wait for the hub to say which commit a branch is at."""
+T = TypeVar("T")
+
+
+def hub_source(place: Place, name: str) -> Source:
+    """A hub data set at the commit that its revision now is; nothing is downloaded before rows are read.
+
+    Its files may be of any kind that ``datasets`` reads; it runs no code of theirs.
+
+    Raises:
+        DataError: no such data set or revision; or the hub can't be reached and the commit isn't known.
+    """
+    parts = parse_split(place.split, name)
+    commit = _commit(place, name)
+    identity = {"hub": place.path, "subset": place.subset, "commit": commit, "split": [str(part) for part in parts]}
+    return Source(name, identity, partial(_rows, place, commit, parts, name))
+
+
+def hub_rows(place: Place, name: str) -> Iterator[Row]:
+    """The rows of ``hub_source``."""
+    return hub_source(place, name).rows()
+
+
+def _commit(place: Place, name: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if place.revision and _COMMIT.fullmatch(place.revision):
+        return place.revision
+    try:
+        return str(HfApi().dataset_info(place.path, revision=place.revision, timeout=_TIMEOUT).sha)
+    except DpoError:  # a signal
+        raise
+    except Exception as error:
+        # The hub's answer counts; where there is none, what was the branch's commit when it last answered.
+        answered = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
+        known = None if answered else _known_commit(place)
+        if known is None:
+            raise _unloadable(name, error) from error
+        return known
+
+
+def _known_commit(place: Place) -> str | None:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=place.path, repo_type="dataset")
+    try:
+        return (
+            Path(constants.HF_HUB_CACHE, folder, "refs", place.revision or "main").read_text(encoding="utf-8").strip()
+        )
+    except OSError:
+        return None
+
+
+def _rows(place: Place, commit: str, parts: list[Part], name: str) -> Iterator[Row]:
+    builder = _asking(name, partial(_builder, place, commit))
+    if builder.hash != commit:
+        # Where the hub doesn't answer, datasets takes whatever it has of the data set.
+        raise DataError(
+            f"{name}: commit {commit[:12]} isn't on this machine, only {str(builder.hash)[:12]}, and the hub can't be "
+            "reached: name that commit as the revision, or try again"
+        )
+    if not place.streaming:
+        _asking(name, builder.download_and_prepare)
+    for part in parts:
+        start, stop = part.bounds(partial(_count, builder, part, name))
+        make = builder.as_streaming_dataset if place.streaming else builder.as_dataset
+        rows = _asking(name, partial(make, split=part.split))
+        yield from _numbered(_skipped(rows, start), f"{place.path} {part.split}", start, stop, name)
+
+
+def _builder(place: Place, commit: str) -> Any:
+    import datasets
+
+    # The prefix keeps a folder of the same name, or one of datasets' own builders, from being taken for it.
+    return datasets.load_dataset_builder(f"hf://datasets/{place.path}", name=place.subset, revision=commit)
+
+
+def _count(builder: Any, part: Part, name: str) -> int:
+    known = (builder.info.splits or {}).get(part.split)
+    if known is None or not known.num_examples:
+        raise DataError(
+            f"{name}: the data set doesn't say how many rows the split {part.split} has, so {part} can't be found in a "
+            "stream: give row numbers from the start, or don't stream"
+        )
+    return int(known.num_examples)
+
+
+def _skipped(rows: Any, start: int) -> Any:
+    if hasattr(rows, "select"):
+        return rows.select(range(min(start, len(rows)), len(rows)))
+    return rows.skip(start) if start else rows
+
+
+def _numbered(rows: Any, shown: str, start: int, stop: int | None, name: str) -> Iterator[Row]:
+    wanted = islice(iter(rows), None if stop is None else max(0, stop - start))
+    number = start
+    while (values := _asking(name, partial(next, wanted, None))) is not None:
+        number += 1
+        yield Row(f"{shown}, row {number}", values)
+
+
+def _asking(name: str, ask: Callable[[], T]) -> T:
+    try:
+        return ask()
+    except DpoError:  # a signal
+        raise
+    except Exception as error:
+        # Network, hub, cache and parsing libraries raise here whatever they like, with no common base.
+        raise _unloadable(name, error) from error
+
+
+def _unloadable(name: str, error: Exception) -> DataError:
+    return DataError(
+        f"{name}: there is no such file or folder here, and as a hub data set it can't be loaded "
+        f"({type(error).__name__}: {first_line(error)})"
+    )
