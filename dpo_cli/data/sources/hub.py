@@ -39,35 +39,40 @@ def hub_rows(place: Place, name: str) -> Iterator[Row]:
 
 
 def _commit(place: Place, name: str) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
+    """The commit a revision is at, or was at when the hub last answered."""
     if place.revision and _COMMIT.fullmatch(place.revision):
         return place.revision
     try:
-        return str(HfApi().dataset_info(place.path, revision=place.revision, timeout=_TIMEOUT).sha)
+        return _asked_commit(place) or _known_commit(place)
     except DpoError:  # a signal
         raise
     except Exception as error:
-        # The hub's answer counts; where there is none, what was the branch's commit when it last answered.
-        answered = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
-        known = None if answered else _known_commit(place)
-        if known is None:
-            raise _unloadable(name, error) from error
-        return known
+        raise _unloadable(name, error) from error
 
 
-def _known_commit(place: Place) -> str | None:
+def _asked_commit(place: Place) -> str | None:
+    """By way of the data set's card, for this remembers the answer where ``datasets`` and others look as well."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        card = HfApi().hf_hub_download(place.path, "README.md", repo_type="dataset", revision=place.revision)
+        return Path(card).parent.name
+    except LocalEntryNotFoundError:
+        return None
+    except EntryNotFoundError:  # it has no card
+        return HfApi().dataset_info(place.path, revision=place.revision, timeout=_TIMEOUT).sha
+
+
+def _known_commit(place: Place) -> str:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     folder = repo_folder_name(repo_id=place.path, repo_type="dataset")
-    try:
-        return (
-            Path(constants.HF_HUB_CACHE, folder, "refs", place.revision or "main").read_text(encoding="utf-8").strip()
-        )
-    except OSError:
-        return None
+    file = Path(constants.HF_HUB_CACHE, folder, "refs", place.revision or "main")
+    if not file.is_file():
+        raise ConnectionError("the hub can't be reached, and the data set was never loaded here")
+    return file.read_text(encoding="utf-8").strip()
 
 
 def _rows(place: Place, commit: str, parts: list[Part], name: str) -> Iterator[Row]:
@@ -105,8 +110,8 @@ def _count(builder: Any, part: Part, name: str) -> int:
 
 
 def _skipped(rows: Any, start: int) -> Any:
-    if hasattr(rows, "select"):
-        return rows.select(range(min(start, len(rows)), len(rows)))
+    if hasattr(rows, "__len__") and start >= len(rows):
+        return ()
     return rows.skip(start) if start else rows
 
 

@@ -72,7 +72,7 @@ def _folder(folder: Path, name: str) -> dict[str, list[File]]:
 
 def _below(folder: Path) -> Iterator[str]:
     """All files below a folder, as paths from it. Links to folders are followed, but not in circles."""
-    seen: set[Path] = set()
+    seen = {folder.resolve()}
     for parent, folders, files in os.walk(folder, followlinks=True):
         here = Path(parent)
         folders[:] = sorted(below for below in folders if (here / below).resolve() not in seen)

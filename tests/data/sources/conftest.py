@@ -56,6 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(path)
         if not self.hub.up:
             return self._send(503, b"{}")
+        if path.startswith("/datasets/") and not path.startswith("/datasets/org/pairs/"):
+            return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
         if match := re.fullmatch(r"/datasets/org/pairs/resolve/([^/]+)/(.+)", path):
             return self._file(*match.groups())
         match = re.fullmatch(r"/api/datasets/org/pairs(?:/(revision|tree|paths-info)/([^/]+)/?(.*))?", path)
@@ -75,7 +77,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, revision: str, name: str) -> None:
         found = self.hub.files(revision)
         if found is None or name not in found[1]:
-            return self._send(404, b"", {"X-Error-Code": "EntryNotFound" if found else "RevisionNotFound"})
+            known = {"X-Repo-Commit": found[0]} if found else {}
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound" if found else "RevisionNotFound", **known})
         commit, files = found
         headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(files[name]).hexdigest()}"'}
         content = files[name]
