@@ -45,8 +45,7 @@ def count_parquet(file: File) -> int:
 
 def _parquet(file: File, stack: ExitStack) -> Any:
     stream = stack.enter_context(open_raw(file))
-    head = stream.read(64)
-    stream.seek(0)
+    head = stream.peek(64)[:64]
     if not head.startswith((b"PAR1", b"PARE")):
         raise DataError(f"{file.name}: this is no parquet file: {_what(head, but='PAR1')}")
     return stack.enter_context(pyarrow.parquet.ParquetFile(stream))
@@ -75,7 +74,7 @@ def count_arrow(file: File) -> int:
 
 def _arrow(file: File, stack: ExitStack) -> tuple[Any, Iterator[Any]]:
     stream = stack.enter_context(open_raw(file))
-    head = stream.read(64)
+    head = stream.peek(64)[:64]
     if head.startswith(b"FEA1"):
         raise DataError(f"{file.name}: this is Feather's first version, which isn't read: write it anew")
     is_file = head.startswith(b"ARROW1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dpo_cli.data.sources.folders import by_split
 from dpo_cli.data.sources.readers import ENDINGS, EXPECTED, reader_of
@@ -61,7 +62,7 @@ def _file(path: Path, shown: str, name: str) -> File:
     return File(shown, partial(_open, path), partial(file_hash, path), path)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> io.BufferedReader:
     return path.open("rb")
 
 

@@ -47,8 +47,8 @@ class File:
 
     name: str
     """For messages and the identity: the name, below the folder where it is one of several."""
-    open: Callable[[], BinaryIO]
-    """A stream that can seek. Raises OSError."""
+    open: Callable[[], io.BufferedReader]
+    """A stream that can seek, but from web servers that can't. Raises OSError."""
     version: Callable[[Path], Any]
     """What changes with the content, given the folder where hashes are remembered; JSON-able. Raises OSError."""
     path: Path | None = None
@@ -72,17 +72,16 @@ def _remedy(error: BaseException) -> str:
 
 
 @contextmanager
-def open_raw(file: File) -> Iterator[BinaryIO]:
+def open_raw(file: File) -> Iterator[io.BufferedReader]:
     """The file's bytes as they are kept.
 
     Raises:
         DataError: it is something that stands for a file, such as a Git LFS pointer.
     """
     with file.open() as stream:
-        head = stream.read(64)
-        stream.seek(0)
+        head = stream.peek(64)
         for start, what in _NOT_THE_FILE.items():
-            if head.lower().startswith(start):
+            if head[:64].lower().startswith(start):
                 raise DataError(f"{file.name}: this is {what}")
         yield stream
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from dpo_cli.data.sources.folders import by_split
@@ -85,7 +85,7 @@ def _file(system: Any, path: str, shown: str) -> File:
     return File(shown, partial(_open, system, path), partial(_version, system, path))
 
 
-def _open(system: Any, path: str) -> BinaryIO:
+def _open(system: Any, path: str) -> io.BufferedReader:
     return io.BufferedReader(_Remote(system.open(path, "rb", block_size=_READ_AHEAD)), 1 << 16)
 
 
@@ -96,7 +96,7 @@ def _version(system: Any, path: str, cache: Path) -> Any:
     if tags:
         return {**tags, "size": info.get("size")}
     with _open(system, path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _Remote(io.RawIOBase):

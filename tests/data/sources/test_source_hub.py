@@ -137,3 +137,13 @@ def test_a_signal_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(hub_module, "_builder", stop)
     with pytest.raises(Preempted):
         read("org/pairs", cache=tmp_path)
+
+
+def test_one_file_of_the_hub_by_url(tmp_path: Path, hub: Any) -> None:
+    rows = read("hf://datasets/org/pairs/train.jsonl", "train[8:]", cache=tmp_path)
+    assert [row.source for row in rows] == ["train.jsonl, line 9", "train.jsonl, line 10"]
+    first, second = (
+        source(f"hf://datasets/org/pairs{at}/train.jsonl", cache=tmp_path).identity for at in ("", f"@{SECOND}")
+    )
+    assert first != second
+    assert "blob_id" in first[0]["files"][0][1]

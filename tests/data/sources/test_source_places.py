@@ -6,9 +6,14 @@ import json
 import os
 import socket
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
+import pyarrow
+import pyarrow.parquet
 import pytest
 from helpers.sources import LINE, PAIR, numbered, numbers, read, source, write
 
@@ -356,3 +361,22 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         source("s3://b/a.jsonl", cache=tmp_path)
     with pytest.raises(DataError, match=r"^data.path=odd://b/a.jsonl: odd:// can't be read: Protocol not known: odd$"):
         source("odd://b/a.jsonl", cache=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_the_web(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("aiohttp")
+    write(tmp_path / "served" / "a.jsonl", numbered(1000))
+    write(tmp_path / "served" / "a.jsonl.gz", numbered(1000))
+    table = pyarrow.table({"n": list(range(1000))})
+    pyarrow.parquet.write_table(table, tmp_path / "served" / "a.parquet")
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path / "served"))) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
+        rows = read(f"{url}?download=true", "train[-2:]", cache=tmp_path)
+        with pytest.raises(DataError, match="there is no such file or folder"):
+            source(url.replace("/a.", "/b."), cache=tmp_path)
+        server.shutdown()
+    assert numbers(rows) == [998, 999]
+    assert rows[0].source in (f"{name}, line 999", f"{name}, row 999")
