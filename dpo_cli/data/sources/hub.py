@@ -76,19 +76,20 @@ def _known_commit(place: Place) -> str:
 
 
 def _rows(place: Place, commit: str, parts: list[Part], name: str) -> Iterator[Row]:
-    builder = _asking(name, partial(_builder, place, commit))
+    builder = _asking(partial(_builder, place, commit), partial(_unloadable, name))
     if builder.hash != commit:
         # Where the hub doesn't answer, datasets takes whatever it has of the data set.
         raise DataError(
             f"{name}: commit {commit[:12]} isn't on this machine, only {str(builder.hash)[:12]}, and the hub can't be "
             "reached: name that commit as the revision, or try again"
         )
+    unreadable = partial(_unreadable, name)
     if not place.streaming:
-        _asking(name, builder.download_and_prepare)
+        _asking(builder.download_and_prepare, unreadable)
     for part in parts:
         start, stop = part.bounds(partial(_count, builder, part, name))
         make = builder.as_streaming_dataset if place.streaming else builder.as_dataset
-        rows = _asking(name, partial(make, split=part.split))
+        rows = _asking(partial(make, split=part.split), unreadable)
         yield from _numbered(_skipped(rows, start), f"{place.path} {part.split}", start, stop, name)
 
 
@@ -118,23 +119,35 @@ def _skipped(rows: Any, start: int) -> Any:
 def _numbered(rows: Any, shown: str, start: int, stop: int | None, name: str) -> Iterator[Row]:
     wanted = islice(iter(rows), None if stop is None else max(0, stop - start))
     number = start
-    while (values := _asking(name, partial(next, wanted, None))) is not None:
+    while True:
+        values = _asking(partial(next, wanted, None), partial(_unreadable, f"{name}, after row {number} of {shown}"))
+        if values is None:
+            return
         number += 1
         yield Row(f"{shown}, row {number}", values)
 
 
-def _asking(name: str, ask: Callable[[], T]) -> T:
+def _asking(ask: Callable[[], T], trouble: Callable[[Exception], DataError]) -> T:
     try:
         return ask()
     except DpoError:  # a signal
         raise
     except Exception as error:
         # Network, hub, cache and parsing libraries raise here whatever they like, with no common base.
-        raise _unloadable(name, error) from error
+        raise trouble(error) from error
 
 
 def _unloadable(name: str, error: Exception) -> DataError:
     return DataError(
-        f"{name}: there is no such file or folder here, and as a hub data set it can't be loaded "
-        f"({type(error).__name__}: {first_line(error)})"
+        f"{name}: there is no such file or folder here, and as a hub data set it can't be loaded ({_said(error)})"
     )
+
+
+def _unreadable(name: str, error: Exception) -> DataError:
+    return DataError(f"{name}: the hub data set can't be read ({_said(error)})")
+
+
+def _said(error: BaseException) -> str:
+    # datasets wraps what happened in an error that says only that something did.
+    cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
+    return f"{type(cause or error).__name__}: {first_line(cause or error)}"

@@ -117,7 +117,7 @@ def test_what_the_hub_has_not(tmp_path: Path, path: str, options: dict[str, str]
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_split_or_subset_that_is_not_there(tmp_path: Path, streaming: bool) -> None:
-    with pytest.raises(DataError, match="trian"):
+    with pytest.raises(DataError, match=r"the hub data set can't be read \(ValueError: (Unknown|Bad) split.*trian"):
         read("org/pairs", "trian", cache=tmp_path, streaming=streaming)
     with pytest.raises(DataError, match="BuilderConfig 'en' not found"):
         read("org/pairs", cache=tmp_path, streaming=streaming, subset="en")
@@ -147,3 +147,13 @@ def test_one_file_of_the_hub_by_url(tmp_path: Path, hub: Any) -> None:
     )
     assert first != second
     assert "blob_id" in first[0]["files"][0][1]
+
+
+def test_a_damaged_file_on_the_hub(tmp_path: Path, hub: Any) -> None:
+    hub.commits[FIRST]["train.jsonl"] = b'{"n": 1}\n{"n" 2}\n'
+    with pytest.raises(DataError, match=r"org/pairs: the hub data set can't be read \(ArrowInvalid: JSON parse error"):
+        read("org/pairs", cache=tmp_path)
+    with pytest.raises(
+        DataError, match=r"org/pairs, after row 0 of org/pairs train: the hub data set can't be read \(A"
+    ):
+        read("org/pairs", cache=tmp_path, streaming=True)
