@@ -72,6 +72,8 @@ def _refuse_quotes(file: File, line: int, error: csv.Error) -> NoReturn:
 
 def _checked_header(names: list[str], file: File) -> list[str]:
     name = f"{file.name}, line 1"
+    if problem := _problem(names, [f"column {number}" for number in range(1, len(names) + 1)]):
+        raise DataError(f"{name}: {problem}: save the file as UTF-8")
     if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
         kind = "; (semicolons)" if ";" in names[0] else "tabs: its name should end in .tsv"
         raise DataError(f"{name}: expected commas between the columns, found {kind}")

@@ -85,6 +85,7 @@ def test_a_bad_record_leaves_the_others(tmp_path: Path, record: bytes, problem: 
         ("prompt\tchosen\n", "line 1: expected commas between the columns, found tabs: its name should end in .tsv"),
         ("a,b,a\n", "line 1: two columns are called 'a'"),
         ("a,,c\n", "line 1: column 2 has no name"),
+        ("a,caf\udce9\n", "line 1: column 2: not valid UTF-8: save the file as UTF-8"),
         (f"{'long text ' * 30},b\n", "line 1: expected the names of the columns, found long text"),
         (
             f'{HEADER}1,2,3\n4,"5,6\n7,8,9\n',
@@ -94,7 +95,7 @@ def test_a_bad_record_leaves_the_others(tmp_path: Path, record: bytes, problem: 
     ],
 )
 def test_a_table_that_is_none(tmp_path: Path, text: str, message: str) -> None:
-    file = write(tmp_path / "a.csv", text.encode())
+    file = write(tmp_path / "a.csv", text.encode(errors="surrogateescape"))
     with pytest.raises(DataError) as error:
         read(file)
     assert str(error.value).startswith(("a.csv, " if message.startswith("line 1") else "a.csv: ") + message)
