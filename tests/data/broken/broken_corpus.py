@@ -226,7 +226,7 @@ ROWS = [
     RowCase("other names", {"question": "p", "good": "a", "bad": "b"}, ("column", "question")),
     RowCase("ten thousand columns", {f"column {number}": number for number in range(10000)}, ("column",)),
     RowCase("a column with a name of 10 MB", {"x" * LONG: 1}, ("column",)),
-    RowCase("a column with line ends in its name", {"a\n\x1b[31mb": 1}, ("column", "a\n")),
+    RowCase("a column with line ends in its name", {"a\n\x1b[31mb": 1}, ("column", "a\\n")),
     RowCase("no answers", {"prompt": "p"}, ("column",)),
     RowCase("chosen is null", pair(chosen=None), ("chosen",)),
     RowCase("chosen is a number", pair(chosen=4), ("chosen", "int")),
