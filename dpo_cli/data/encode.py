@@ -10,6 +10,9 @@ from collections.abc import Callable, Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+_BEFORE = ("1", "\n")
+"""Texts that little merges with. A line end is second: some tokenizers drop it."""
+
 Encode = Callable[[Sequence[str]], list[list[int]]]
 """Ids of texts, without any token that isn't in them."""
 
@@ -65,8 +68,9 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _begins_with_space(encode: Encode) -> bool:
     """Whether a text gets a space in front (SentencePiece does that), which an answer inside a conversation has not."""
-    alone, newline, after = encode(["a", "\n", "\na"])
-    return newline + alone != after
+    alone, *before = encode(["a", *_BEFORE])
+    after = encode([text + "a" for text in _BEFORE])
+    return any(ids + alone != joined for ids, joined in zip(before, after, strict=True))
 
 
 def _continued(encode: Encode, before: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
@@ -80,6 +84,8 @@ def _continued(encode: Encode, before: Sequence[str], texts: Sequence[str]) -> l
 
 
 def _alone(encode: Encode, text: str) -> list[int]:
-    """For a text whose first token would merge with the last before it: as it stands after a newline."""
-    newline, after, alone = encode(["\n", "\n" + text, text])
-    return after[len(newline) :] if after[: len(newline)] == newline else alone
+    """For a text whose first token would merge with the last before it: as it stands after some other text."""
+    alone, *before = encode([text, *_BEFORE])
+    after = encode([start + text for start in _BEFORE])
+    apart = (ids[len(start) :] for start, ids in zip(before, after, strict=True) if ids[: len(start)] == start)
+    return next(apart, alone)
