@@ -18,21 +18,11 @@ from dpo_cli.data.types import Example, Pair
 from dpo_cli.errors import DpoError
 
 _OURS = frozenset(
-    [
-        "conversation",
-        "messages",
-        "tools",
-        "chat_template",
-        "tokenize",
-        "add_generation_prompt",
-        "continue_final_message",
-        "return_dict",
-        "return_tensors",
-        "return_assistant_tokens_mask",
-        "padding",
-        "truncation",
-        "max_length",
-    ]
+    (
+        *("conversation", "messages", "tools", "chat_template", "tokenize", "add_generation_prompt"),
+        *("continue_final_message", "return_dict", "return_tensors", "return_assistant_tokens_mask"),
+        *("padding", "truncation", "max_length"),
+    )
 )
 """What a row may not give the chat template: what training gives it, or what is no variable of a template."""
 
