@@ -326,6 +326,8 @@ def _conflicts(config: Section) -> Iterator[str]:
     if not isinstance(config, TrainConfig | EvaluateConfig):
         return
     data = config.data
+    yield from _source_conflicts(data)
+    yield from _text_conflicts(data)
     if data.max_prompt_length is not None and data.max_prompt_length >= data.max_length:
         yield (
             f"data.max_prompt_length={data.max_prompt_length} leaves no room for an answer in "
@@ -340,6 +342,34 @@ def _conflicts(config: Section) -> Iterator[str]:
         yield "reference.update_every has no effect in `dpo eval`: nothing is trained"
     elif config.run is None and config.data.eval is not None:
         yield "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
+
+
+def _source_conflicts(data: DataConfig) -> Iterator[str]:
+    """Of where rows come from."""
+    if data.path is None and not data.mix:
+        yield "data.path has no value: give it one, data.path=..., or several sources, data.mix={...}"
+    if data.path is not None and data.mix is not None:
+        yield f"data.path={data.path} has no effect with data.mix: put it in there"
+    mix = data.mix or {}
+    for name, part in mix.items():
+        if part.rows is not None and part.weight is not None:
+            yield f"data.mix.{name}: rows and weight contradict each other: give one"
+    weighed = [name for name, part in mix.items() if part.weight is not None]
+    if weighed and len(weighed) < len(mix):
+        others = ", ".join(name for name in mix if name not in weighed)
+        yield f"data.mix: {', '.join(weighed)} with a weight and {others} without: give all one, or none"
+
+
+def _text_conflicts(data: DataConfig) -> Iterator[str]:
+    """Of how text becomes tokens."""
+    if data.truncate_prompt != "start" and data.on_too_long != "truncate":
+        yield (
+            f"data.truncate_prompt={data.truncate_prompt} has no effect with data.on_too_long={data.on_too_long}: "
+            "nothing is cut"
+        )
+    for key in ("template_args", "system"):
+        if data.text == "plain" and getattr(data, key):
+            yield f"data.{key} has no effect with data.text=plain: no template is used"
 
 
 def _loss_conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:
