@@ -28,8 +28,8 @@ def special(case: Case, words: list[str]) -> list[Counter[int]]:
     return [Counter(index for index in part if index in known) for part in parts]
 
 
-@pytest.mark.skip(reason="special tokens in messages are taken for special tokens yet")
-@pytest.mark.parametrize("name", NAMES)
+# A Unigram model has the text of its special tokens among its pieces, and finds it whoever wrote it.
+@pytest.mark.parametrize("name", [each for each in NAMES if each.values[0] != "unigram"])
 @EFFORT
 def test_special_tokens_are_the_template_s(name: str, effort: settings) -> None:
     @effort

@@ -125,7 +125,7 @@ def bert() -> PreTrainedTokenizerBase:
     """Whole words and their pieces, lower case without accents or line ends, [CLS] before and [SEP] after."""
     special = ("[CLS]", "[SEP]", "[UNK]")
     letters = string.ascii_lowercase + string.digits + string.punctuation
-    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), "user", "assistant", "hello", "##s"]
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), "user", "assistant", "hello"]
     tokenizer = Tokenizer(WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
