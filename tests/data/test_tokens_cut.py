@@ -33,7 +33,7 @@ def fits(group: Group, max_length: int, max_prompt: int | None) -> bool:
 def check_cut(
     before: Group, after: Group, max_length: int, max_prompt: int | None, side: Side, bos: int | None
 ) -> None:
-    """Within the limits, no emptier than they ask for, and each part a stretch of what it was, but for a prompt's last tokens."""
+    """Within the limits, no emptier than need be, each part a stretch of what it was but for a prompt's last tokens."""
     prompt, kept = before.prompt_ids.tolist(), after.prompt_ids.tolist()
     answers = [(old.tolist(), new.tolist()) for old, new in zip(before.answers, after.answers, strict=True)]
     assert 1 <= len(kept) <= (max_prompt or max_length)

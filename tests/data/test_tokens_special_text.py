@@ -24,7 +24,7 @@ def special(case: Case, words: list[str]) -> list[Counter[int]]:
     (encoded,) = case.encode(row(prompt, [[answer], [Message(role="assistant", content="other")]]))
     assume(encoded.group is not None)
     parts = (encoded.group.prompt_ids.tolist(), encoded.group.answers[0].tolist())
-    known = set(case.tokenizer.all_special_ids)
+    known = set(case.tokenizer.all_special_ids) - {case.tokenizer.unk_token_id}  # which may stand for any text
     return [Counter(index for index in part if index in known) for part in parts]
 
 
