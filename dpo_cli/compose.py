@@ -250,6 +250,8 @@ def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
             raise DpoError(f"{override.input_line}: with run=..., the run's own choice can't be replaced as a whole")
         OmegaConf.update(config, override.get_key_element().lstrip("+"), override.value(), force_add=True)
     given = {override.partition("=")[0] for override in overrides}
+    if "data.path" in given:
+        config.data.mix = None
     if "data.path" in given and "data.eval" not in given:
         config.data.eval = None
     elif config.data.eval is None:

@@ -345,6 +345,7 @@ def _conflicts(config: Section) -> Iterator[str]:
     if not isinstance(config, TrainConfig | EvaluateConfig):
         return
     data = config.data
+    yield from _source_conflicts(data)
     if data.max_prompt_length is not None and data.max_prompt_length >= data.max_length:
         yield (
             f"data.max_prompt_length={data.max_prompt_length} leaves no room for an answer in "
@@ -364,6 +365,22 @@ def _conflicts(config: Section) -> Iterator[str]:
         yield "reference.update_every has no effect in `dpo eval`: nothing is trained"
     elif config.run is None and config.data.eval is not None:
         yield "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
+
+
+def _source_conflicts(data: DataConfig) -> Iterator[str]:
+    """Of where rows come from."""
+    if data.path is None and not data.mix:
+        yield "data.path has no value: give it one, data.path=..., or several sources, data.mix={...}"
+    if data.path is not None and data.mix is not None:
+        yield f"data.path={data.path} has no effect with data.mix: put it in there"
+    mix = data.mix or {}
+    for name, part in mix.items():
+        if part.rows is not None and part.weight is not None:
+            yield f"data.mix.{name}: rows and weight contradict each other: give one"
+    weighed = [name for name, part in mix.items() if part.weight is not None]
+    if weighed and len(weighed) < len(mix):
+        others = ", ".join(name for name in mix if name not in weighed)
+        yield f"data.mix: {', '.join(weighed)} with a weight and {others} without: give all one, or none"
 
 
 def _loss_conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:

@@ -293,7 +293,7 @@ def shown(folder: Path) -> dict[str, str]:
 def test_cfg_job_is_the_composed_configuration(shown: dict[str, str]) -> None:
     assert "\nloss:\n  name: dpo\n  beta: 0.7\n" in shown["cfg"]
     assert shown["cfg of nothing"] == shown["cfg"].replace("0.7", "0.1").replace("some-model", "???").replace(
-        "rows.jsonl", "???"
+        "rows.jsonl", "null"
     )
     assert "hydra:" not in shown["cfg"]
 

@@ -10,21 +10,13 @@ from rich.table import Table
 from torch import Tensor
 
 from dpo_cli import distributed
-from dpo_cli.commands.parts import (
-    Reference,
-    Rows,
-    Scorer,
-    Setup,
-    describe_rows,
-    load_rows,
-    resolve_precision,
-    resolve_token_budget,
-)
+from dpo_cli.commands.parts import Reference, Scorer, Setup, resolve_precision, resolve_token_budget
 from dpo_cli.commands.resume import load_weights
+from dpo_cli.commands.rows import Rows, describe_rows, held_out_place, load_rows
 from dpo_cli.commands.sampling import sample_answers
 from dpo_cli.config import EvaluateConfig
 from dpo_cli.data.collate import FlatBatch
-from dpo_cli.data.load import Data, held_out_place
+from dpo_cli.data.load import Data
 from dpo_cli.errors import CheckpointError
 from dpo_cli.evaluation.preferences import evaluate_preferences
 from dpo_cli.losses import Loss, make_loss
@@ -65,8 +57,8 @@ def _rows(config: EvaluateConfig, loss: Loss, console: Console) -> Rows:
     """The rows to evaluate, as held-out rows: a run's own, or those that data.path names."""
     data = config.data
     if isinstance(data.eval, str):  # of its own: the rows that were trained on need not be read
-        path, split = held_out_place(data.eval, data.path, data.split)
-        data = data.model_copy(update={"path": path, "split": split, "eval": None})
+        path, split = held_out_place(data)
+        data = data.model_copy(update={"path": path, "mix": None, "split": split, "eval": None})
     rows = load_rows(config.model, data, loss, config.seed, console)
     given = data.eval is None
     groups = rows.data.train if given else rows.data.held_out

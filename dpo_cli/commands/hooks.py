@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import distributed
-from dpo_cli.commands.parts import Reference, Rows, Scorer
+from dpo_cli.commands.parts import Reference, Scorer
 from dpo_cli.commands.report import append_samples
+from dpo_cli.commands.rows import Rows
 from dpo_cli.commands.sampling import sample_answers
 from dpo_cli.config import TrainConfig
 from dpo_cli.engine.engine import Engine

@@ -1,31 +1,26 @@
-"""What the commands set up alike: rows, a model that scores, a reference."""
+"""What the commands set up alike: a model that scores, a reference."""
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dpo_cli.config import DataConfig, ModelConfig, ReferenceConfig
+from dpo_cli.commands.caches import cache_folder
+from dpo_cli.commands.rows import Rows
+from dpo_cli.config import ModelConfig, ReferenceConfig
 from dpo_cli.data.collate import FlatBatch, flat_length
-from dpo_cli.data.formats import Columns
-from dpo_cli.data.kinds import mismatch
-from dpo_cli.data.load import Data, load_data
-from dpo_cli.data.template import set_chat_template
 from dpo_cli.data.types import Group
 from dpo_cli.distributed import device, rank
 from dpo_cli.errors import DpoError
-from dpo_cli.losses import Kind, Loss
 from dpo_cli.model.attention import own_attention
 from dpo_cli.model.load import LoadedModel, load_model, load_tokenizer
 from dpo_cli.model.policy import Policy
@@ -35,54 +30,6 @@ from dpo_cli.reference.compute import ReferenceCounts, fill
 from dpo_cli.reference.fingerprint import reference_identity
 from dpo_cli.reference.store import ReferenceStore
 from dpo_cli.tracking.console import Console
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Tokenised rows, and the tokenizer that made them."""
-
-    tokenizer: PreTrainedTokenizerBase
-    data: Data
-    mismatched: list[Group] = field(default_factory=list)
-    """For each training row its prompt with an answer to another, where the loss asks for that."""
-    mismatched_held_out: list[Group] = field(default_factory=list)
-
-    @property
-    def all(self) -> list[Group]:
-        """Everything that is scored."""
-        return [*self.data.train, *self.data.held_out, *self.mismatched, *self.mismatched_held_out]
-
-
-def load_rows(model: ModelConfig, data: DataConfig, loss: Loss, seed: int, console: Console) -> Rows:
-    """Read, check and tokenise the rows; nothing of the model but its tokenizer is touched."""
-    tokenizer = load_tokenizer(model.path, model.revision)
-    if model.chat_template is not None:
-        added = set_chat_template(tokenizer, model.chat_template)
-        if added:
-            console.say(f"tokens added for the chat template: {', '.join(added)}")
-    loaded = load_data(
-        path=data.path,
-        split=data.split,
-        subset=data.subset,
-        revision=data.revision,
-        held_out=data.eval,
-        limit=data.limit,
-        text=data.text,
-        max_length=data.max_length,
-        max_prompt_length=data.max_prompt_length,
-        on_too_long=data.on_too_long,
-        on_bad_row=data.on_bad_row,
-        seed=seed,
-        tokenizer=tokenizer,
-        phase=console.phase,
-        kind=loss.kind,
-        columns=Columns(data.weight, data.margin, data.label_prob),
-    )
-    if not loss.columns("mismatched"):
-        return Rows(tokenizer, loaded)
-    others = mismatch(loaded.train, seed, data.max_length, "training rows")
-    held_others = mismatch(loaded.held_out, seed, data.max_length, f"data.eval={data.eval}")
-    return Rows(tokenizer, loaded, others, held_others)
 
 
 @dataclass(frozen=True)
@@ -259,26 +206,6 @@ def resolve_token_budget(wanted: int | str) -> int:
 def reference_place(config: ReferenceConfig, model: ModelConfig) -> tuple[str, str | None]:
     """Path and revision of the reference model: the policy's own before training, unless another is named."""
     return (model.path, model.revision) if config.path is None else (config.path, None)
-
-
-def cache_folder(configured: str | None) -> Path:
-    """Where reference log-probs are kept."""
-    return Path(configured or os.environ.get("DPO_CACHE") or Path.home() / ".cache" / "dpo").expanduser()
-
-
-def describe_rows(rows: Rows, kind: Kind) -> str:
-    """For people: how many rows of how many tokens."""
-    parts = []
-    for name, groups in (("training", rows.data.train), ("held out", rows.data.held_out)):
-        if groups:
-            count = sum(group.count(kind) for group in groups)
-            tokens = [len(group.prompt_ids) + int(np.mean([len(a) for a in group.answers])) for group in groups]
-            parts.append(f"{name} {count:,} {kind} (median {_median(tokens)} tokens, longest {max(tokens)})")
-    return "; ".join(parts)
-
-
-def _median(values: Sequence[int]) -> int:
-    return int(np.median(values))
 
 
 def _check_same_vocabulary(path: str, tokenizer: PreTrainedTokenizerBase) -> None:

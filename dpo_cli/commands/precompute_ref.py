@@ -6,7 +6,8 @@ import os
 import time
 
 from dpo_cli import distributed
-from dpo_cli.commands.parts import Setup, describe_rows, load_rows, resolve_precision, resolve_token_budget
+from dpo_cli.commands.parts import Setup, resolve_precision, resolve_token_budget
+from dpo_cli.commands.rows import describe_rows, load_rows
 from dpo_cli.config import TrainConfig
 from dpo_cli.errors import DpoError
 from dpo_cli.losses import make_loss

@@ -106,7 +106,9 @@ def model_card(config: TrainConfig, counted: str, final: Mapping[str, float], st
         final: metrics at the end.
         steps: updates.
     """
-    model, data = _public_name(config.model.path), _public_name(config.data.path)
+    model, given = _public_name(config.model.path), _data_paths(config)
+    data = [_public_name(path) for path in given]
+    public = [name for name in data if name in given]
     loss = _loss_in_words(config.loss.settings())
     measured = [f"| {label} | {final[name]:.4f} |" for name, label in _OUTCOME.items() if name in final]
     lines = [
@@ -115,12 +117,12 @@ def model_card(config: TrainConfig, counted: str, final: Mapping[str, float], st
         "pipeline_tag: text-generation",
         "tags: [dpo, preference-optimization]",
         *([f"base_model: {model}"] if model == config.model.path else []),
-        *([f"datasets: [{data}]"] if data == config.data.path else []),
+        *([f"datasets: [{', '.join(public)}]"] if public else []),
         "---",
         "",
         f"# {Path(model).name}, tuned on preferences",
         "",
-        f"Trained by {loss} from {model} on {counted} of {data}: {steps} updates of",
+        f"Trained by {loss} from {model} on {counted} of {' and '.join(data)}: {steps} updates of",
         f"{config.train.batch_size}, learning rate {config.optim.lr}, seed {config.seed}.",
         "Its weights are float32.",
         "",
@@ -143,6 +145,11 @@ def _loss_in_words(settings: Mapping[str, Any]) -> str:
     off = asdict(Modifiers())
     given = {name: value for name, value in settings.items() if name != "name" and value != off.get(name, "")}
     return f"{settings['name']} ({', '.join(f'{name} {value}' for name, value in given.items())})"
+
+
+def _data_paths(config: TrainConfig) -> list[str]:
+    mix = config.data.mix
+    return [str(config.data.path)] if mix is None else [part.path for part in mix.values()]
 
 
 def _public_name(path: str) -> str:

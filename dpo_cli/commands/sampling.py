@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
-from dpo_cli.commands.parts import Reference, Rows, Scorer
+from dpo_cli.commands.parts import Reference, Scorer
+from dpo_cli.commands.rows import Rows
 from dpo_cli.config import EvalConfig
 from dpo_cli.data.collate import FlatBatch
 from dpo_cli.evaluation.samples import Samples, draw, drift

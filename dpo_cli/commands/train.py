@@ -9,21 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli import distributed
+from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.hooks import RunHooks, open_trackers
-from dpo_cli.commands.parts import (
-    Reference,
-    Rows,
-    Scorer,
-    Setup,
-    cache_folder,
-    describe_rows,
-    load_rows,
-    reference_place,
-    resolve_precision,
-    resolve_token_budget,
-)
+from dpo_cli.commands.parts import Reference, Scorer, Setup, reference_place, resolve_precision, resolve_token_budget
 from dpo_cli.commands.report import config_yaml, model_card, show_outcome, show_samples
 from dpo_cli.commands.resume import check_same_run, find_checkpoint, load_weights, update_settings
+from dpo_cli.commands.rows import Rows, describe_rows, load_rows
 from dpo_cli.config import TrainConfig
 from dpo_cli.data.collate import collate
 from dpo_cli.data.load import fingerprint

@@ -2,52 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numpy as np
+from numpy.typing import NDArray
 
-from dpo_cli.data.formats import content_hash
-from dpo_cli.data.types import Example, Message
+from dpo_cli.data.store import Keys
 from dpo_cli.errors import DataError
 
 
-def hold_out(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples, each in the order given.
+def hold_out(prompts: Keys, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which rows are held out: all those of some prompts.
 
-    Which prompts are held out depends on their content, the fraction and the seed alone, not on the order of rows.
+    Which prompts these are depends on their content, the fraction and the seed alone, not on the order of rows, and
+    few change when rows are added.
 
     Args:
-        examples: with at least two different prompts.
+        prompts: of each row; at least two different ones.
         fraction: of the prompts, between 0 and 1; at least one prompt is held out and at least one is not.
         seed: another seed holds out other prompts.
 
     Raises:
         DataError: fewer than two prompts.
     """
-    keys = [_prompt_key(example) for example in examples]
-    prompts = sorted(set(keys), key=lambda key: content_hash([seed, key.hex()]))
-    if len(prompts) < 2:
+    different = np.unique(prompts)
+    if len(different) < 2:
         raise DataError(
-            f"data.eval={fraction}: holding out prompts takes at least 2 different ones, found {len(prompts)}"
+            f"data.eval={fraction}: holding out prompts takes at least 2 different ones, found {len(different)}"
         )
-    held = set(prompts[: min(max(1, round(fraction * len(prompts))), len(prompts) - 1)])
-    train = [example for example, key in zip(examples, keys, strict=True) if key not in held]
-    held_out = [example for example, key in zip(examples, keys, strict=True) if key in held]
-    return train, held_out
+    drawn = different[np.argsort(_scattered(different, seed), kind="stable")]
+    held = drawn[: min(max(1, round(fraction * len(drawn))), len(drawn) - 1)]
+    return np.isin(prompts, held)
 
 
-def check_overlap(train: Sequence[Example], held_out: Sequence[Example]) -> tuple[list[Example], int]:
-    """The training examples whose prompt is not held out, and how many are left out.
+def overlap(train: Keys, held_out: Keys) -> NDArray[np.bool_]:
+    """Which training rows have a prompt that is held out.
 
     Raises:
-        DataError: no training example is left.
+        DataError: all of them.
     """
-    held = {_prompt_key(example) for example in held_out}
-    kept = [example for example in train if _prompt_key(example) not in held]
-    if not kept:
+    both = np.isin(train, held_out)
+    if both.all():
         raise DataError(f"nothing is left to train on: the prompts of all {len(train)} rows are in data.eval too")
-    return kept, len(train) - len(kept)
+    return both
 
 
-def _prompt_key(example: Example) -> bytes:
-    """The same for a text and for its one user turn."""
-    prompt = example.prompt
-    return content_hash([Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt)
+def _scattered(keys: Keys, seed: int) -> NDArray[np.uint64]:
+    """A number per key that looks random, and is another with another seed (splitmix64, Steele et al. 2014)."""
+    state = keys.astype(np.uint64) ^ np.uint64(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = state ^ (state >> np.uint64(31))
+    return mixed

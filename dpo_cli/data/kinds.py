@@ -19,32 +19,27 @@ _WANTED = {
 }
 
 
-def fit_to(kind: Kind, examples: Sequence[Example], name: str) -> tuple[list[Example], int]:
-    """The examples with preferences of one kind, in order, and how many were left out because they have none.
+class WrongKindError(ValueError):
+    """A row says nothing of the kind that the loss counts. The message says what would."""
+
+
+def fit(kind: Kind, example: Example) -> Example | None:
+    """The example with preferences of one kind; None if it prefers nothing.
 
     Comparisons come from rankings as well (each better answer against each worse one), labels from the two answers
     of a comparison, a ranking of two from a comparison. Equal scores give no comparison.
 
     Args:
         kind: what the loss counts.
-        examples: from rows.
-        name: of the data, for a message.
+        example: from a row.
 
     Raises:
-        DataError: a row that can't be of that kind, or nothing left.
+        WrongKindError: it can't be of that kind.
     """
-    fitting = []
-    for example in examples:
-        fitted = _fit(kind, example)
-        if fitted is None and example.ranks and not example.pairs:
-            continue  # all the same: whatever is counted, there is nothing to count
-        if fitted is None:
-            raise DataError(f"{example.source}: {_WANTED[kind]}")
-        if fitted.pairs or kind == "answers":
-            fitting.append(fitted)
-    if not fitting:
-        raise DataError(f"{name}: no row prefers anything: all {len(examples)} have equal scores")
-    return fitting, len(examples) - len(fitting)
+    fitted = _fit(kind, example)
+    if fitted is None and not (example.ranks and not example.pairs):
+        raise WrongKindError(_WANTED[kind])
+    return fitted if fitted is not None and (fitted.pairs or kind == "answers") else None
 
 
 def _fit(kind: Kind, example: Example) -> Example | None:

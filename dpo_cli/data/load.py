@@ -1,164 +1,163 @@
-"""From a path to the Groups that are trained on and the Groups that are held out."""
+"""From sources to the Groups that are trained on and the Groups that are held out."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from dpo_cli.data.formats import NO_COLUMNS, Columns, Reading, read_examples
-from dpo_cli.data.holdout import check_overlap, hold_out
-from dpo_cli.data.kinds import fit_to
-from dpo_cli.data.sources import is_local, read_rows
-from dpo_cli.data.tokenize import Encoding, TokenizeCounts, end_tokens, tokenize
-from dpo_cli.data.types import Example, Group, Kind
-from dpo_cli.errors import DataError
+from dpo_cli.data.build import Phase, Recipe, build
+from dpo_cli.data.formats import content_hash
+from dpo_cli.data.holdout import hold_out, overlap
+from dpo_cli.data.sources import Place, open_source
+from dpo_cli.data.store import Groups, Table
+from dpo_cli.data.types import Group
 
-Phase = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], None]]]
-"""``phase(name, total, unit)`` shows progress; what it yields is told of units done."""
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One source of rows, and how much of it is taken."""
+
+    key: str
+    """The configuration key it comes from, for messages."""
+    place: Place
+    recipe: Recipe
+    rows: int | None = None
+    """So many, drawn by the seed; more than there are repeat them."""
+    weight: float | None = None
+    """Its share, against the other parts' weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
     """Everything a run reads."""
 
-    train: list[Group]
-    held_out: list[Group]
+    train: Sequence[Group]
+    held_out: Sequence[Group]
     ends: list[int]
     """Tokens that end an answer: generation must stop at them."""
     counts: dict[str, Any]
-    """What was read, left out and cut, by side: plain values for ``run.json``."""
+    """What was read, left out and cut, by side and source: plain values for ``run.json``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """What reading any part takes."""
+
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    """Of caches: tables and hashes of files."""
+    workers: int | None
+    """Processes that tokenise; None = one per core."""
+    phase: Phase
+    """Progress."""
+    warn: Callable[[str], None]
+
+    def table(self, part: Part) -> Table:
+        """A part's rows, all of them."""
+        return build(
+            open_source(part.place, key=part.key, cache=self.folder),
+            part.recipe,
+            self.tokenizer,
+            workers=self.workers,
+            folder=self.folder / "tokens",
+            phase=self.phase,
+            warn=self.warn,
+        )
 
 
 def load_data(
-    *,
-    path: str,
-    split: str,
-    subset: str | None,
-    revision: str | None,
-    held_out: str | float | None,
-    limit: int | None,
-    text: Literal["auto", "chat", "plain"],
-    max_length: int,
-    max_prompt_length: int | None,
-    on_too_long: Literal["truncate", "drop", "raise"],
-    on_bad_row: Literal["raise", "skip"],
-    seed: int,
-    tokenizer: PreTrainedTokenizerBase,
-    phase: Phase,
-    kind: Kind = "pairs",
-    columns: Columns = NO_COLUMNS,
+    parts: Sequence[Part], held_out: Part | float | None, loader: Loader, *, limit: int | None, seed: int
 ) -> Data:
-    """Read, hold out, tokenise. A prompt is never on both sides: training gives way.
+    """Read, mix, hold out. A prompt is never on both sides: training gives way.
 
     Args:
-        path, split, subset, revision: see ``read_rows``.
-        held_out: None, a fraction of the prompts, a file or folder, or another split of the same hub data set.
-        limit: rows of each side; None = all.
-        text, max_length, max_prompt_length, on_too_long: see ``tokenize``.
-        on_bad_row: see ``read_examples``.
-        seed: which prompts are held out, if ``held_out`` is a fraction.
-        tokenizer: the model's.
-        phase: progress.
-        kind: what the loss counts: see ``fit_to``.
-        columns: see ``read_examples``.
+        parts: what is trained on.
+        held_out: None, a fraction of the prompts, or a part of its own.
+        loader: how parts are read.
+        limit: rows of each side, where the side is a fraction of what was read; parts have limits of their own.
+        seed: which prompts are held out, if ``held_out`` is a fraction, and which rows are drawn for a mixture.
 
     Raises:
-        DpoError: see those functions.
+        DataError: see ``build``, ``hold_out`` and ``overlap``.
     """
-    read = partial(
-        _read, subset=subset, revision=revision, on_bad_row=on_bad_row, phase=phase, kind=kind, columns=columns
-    )
-    # Which prompts are held out must not depend on the limit, which therefore comes after.
-    train, train_read = read("data.path", path, split, limit=None if isinstance(held_out, float) else limit)
-    held: list[Example] = []
-    held_read: dict[str, Any] | None = None
-    overlap = 0
+    tables = [loader.table(part) for part in parts]
+    groups = Groups(tables, _mixed(parts, tables, seed))
+    prompts = _keys(tables, "prompt_key")[groups.chosen]
+    counts: dict[str, Any] = {"train": _counted(parts, tables, groups)}
+    held: Groups | None = None
     if isinstance(held_out, float):
-        train, held = (side[:limit] for side in hold_out(train, held_out, seed))
+        out = hold_out(prompts, held_out, seed)
+        held, groups = groups.select(out)[:limit], groups.select(~out)[:limit]
+        counts["held_out"] = {"groups": len(held)}
     elif held_out is not None:
-        held, held_read = read("data.eval", *held_out_place(held_out, path, split), limit=limit)
-        train, overlap = check_overlap(train, held)
-    ends = end_tokens(train, tokenizer, text)
-    encoding = Encoding(text, max_length, max_prompt_length, "start", on_too_long)
-
-    def to_groups(examples: list[Example], name: str) -> tuple[list[Group], TokenizeCounts]:
-        tokenized = TokenizeCounts()
-        groups: list[Group] = []
-        too_long: list[str] = []
-        with phase(name, len(examples), "rows") as advance:
-            for start in range(0, len(examples), 1000):
-                chunk = examples[start : start + 1000]
-                for encoded in tokenize(chunk, tokenizer, encoding, ends):
-                    tokenized.add(encoded)
-                    if encoded.group is not None:
-                        groups.append(encoded.group)
-                    elif encoded.left_out == "too_long":
-                        too_long.append(str(encoded))
-                advance(len(chunk))
-        if too_long and on_too_long == "raise":
-            longest = f"the longest {tokenized.longest} ({encoding.limits})"
-            total = f"... {len(too_long)} of {len(examples)} rows are too long, {longest}"
-            raise DataError(
-                "\n".join([*too_long[:10], f"{total}; data.on_too_long=truncate cuts such rows, drop leaves them out"])
-            )
-        if not groups:
-            equal = f"{tokenized.made_equal} with answers that the template or the cut made equal"
-            raise DataError(f"no row is left of {len(examples)}: {len(too_long)} too long ({encoding.limits}), {equal}")
-        return groups, tokenized
-
-    groups, tokenized = to_groups(train, "tokenise training data")
-    counts = {"train": {"rows": train_read, "prompts_held_out": overlap, "tokenized": tokenized.as_dict()}}
-    if not held:
-        return Data(groups, [], ends, counts)
-    held_groups, tokenized = to_groups(held, "tokenise held-out data")
-    counts["held_out"] = {"rows": held_read, "tokenized": tokenized.as_dict()}
-    return Data(groups, held_groups, ends, counts)
+        table = loader.table(held_out)
+        held = Groups([table])
+        both = overlap(prompts, table.keys("prompt_key"))
+        groups = groups.select(~both)
+        counts["train"]["prompts_held_out"] = int(both.sum())
+        counts["held_out"] = _counted([held_out], [table], held)
+    counts["train"]["groups"] = len(groups)
+    return Data(groups, [] if held is None else held, tables[0].facts["ends"], counts)
 
 
-def _read(
-    key: str,
-    path: str,
-    split: str,
-    *,
-    subset: str | None,
-    revision: str | None,
-    limit: int | None,
-    on_bad_row: Literal["raise", "skip"],
-    phase: Phase,
-    kind: Kind,
-    columns: Columns,
-) -> tuple[list[Example], dict[str, Any]]:
-    with phase(f"read {path}", None, "rows") as advance:
-        rows = read_rows(path, split=split, subset=subset, revision=revision, key=key)
-        examples, counts = read_examples(
-            rows, limit=limit, on_bad_row=on_bad_row, name=f"{key}={path}", reading=Reading(says=columns)
-        )
-        advance(counts.read)
-    fitting, without_preference = fit_to(kind, examples, f"{key}={path}")
-    return fitting, {**asdict(counts), "without_preference": without_preference}
+def _mixed(parts: Sequence[Part], tables: Sequence[Table], seed: int) -> NDArray[np.int64]:
+    """Which rows of all tables are taken, by number, in the order of the tables."""
+    starts = np.cumsum([0, *map(len, tables)])
+    weights = [part.weight or 0.0 for part in parts]
+    # As large as it can be without repeating a row.
+    whole = min((len(table) / weight for table, weight in zip(tables, weights, strict=True) if weight), default=0.0)
+    taken = []
+    for part, table, start in zip(parts, tables, starts, strict=False):
+        wanted = max(1, int(whole * part.weight)) if part.weight is not None else part.rows
+        taken.append(start + _drawn(len(table), wanted, [seed, _number(part.key)]))
+    return np.concatenate(taken)
 
 
-def held_out_place(held_out: str, path: str, split: str) -> tuple[str, str]:
-    """Path and split of held-out data that is a file, a folder, or another split.
+def _drawn(count: int, wanted: int | None, seed: Sequence[int]) -> NDArray[np.int64]:
+    """So many of ``count`` rows, in order: every row as often as any other, give or take one."""
+    if wanted is None:
+        return np.arange(count)
+    passes, rest = divmod(wanted, count)
+    some = np.random.default_rng(seed).choice(count, rest, replace=False)
+    return np.sort(np.concatenate([np.tile(np.arange(count), passes), some]))
 
-    Raises:
-        DataError: if it is none of them.
-    """
-    if is_local(held_out):
-        return held_out, split
-    if is_local(path):
-        raise DataError(
-            f"data.eval={held_out}: no such file or folder, and data.path={path} is no hub data set with splits"
-        )
-    return path, held_out
+
+def _number(name: str) -> int:
+    return int.from_bytes(content_hash(name)[:8])
+
+
+def _keys(tables: Sequence[Table], column: str) -> NDArray[np.int64]:
+    return np.concatenate([table.keys(column) for table in tables])
+
+
+def _counted(parts: Sequence[Part], tables: Sequence[Table], taken: Groups) -> dict[str, Any]:
+    """What became of the rows of a side, and of each source where there are several."""
+    each = {
+        part.key: table.facts["counts"] | {"taken": taken_of}
+        for part, table, taken_of in zip(parts, tables, taken.count_by_table(), strict=True)
+    }
+    rows = _keys(tables, "content_key")
+    total: dict[str, Any] = {
+        name: sum(counts[name] for counts in each.values()) for name in ("read", "bad", "without_preference")
+    }
+    # They are kept: repeating a row is a way to weigh it.
+    total["duplicates"] = len(rows) - len(np.unique(rows))
+    total["first_bad"] = [message for counts in each.values() for message in counts["first_bad"]]
+    tokenized = [counts["tokenized"] for counts in each.values()]
+    summed = {
+        name: max(one[name] for one in tokenized) if name == "longest" else sum(one[name] for one in tokenized)
+        for name in tokenized[0]
+    }
+    side = {"rows": total, "tokenized": summed, "prompts_held_out": 0}
+    return side | ({"sources": each} if len(parts) > 1 else {})
 
 
 def fingerprint(groups: Iterable[Group]) -> str:

@@ -81,6 +81,12 @@ class TokenizeCounts:
             lengths = zip(encoded.group.answers, encoded.answer_lengths, strict=True)
             self.answers_truncated += sum(len(answer) < before for answer, before in lengths)
 
+    def merge(self, other: TokenizeCounts) -> None:
+        """Count the examples of another as well."""
+        for name, value in asdict(other).items():
+            mine = getattr(self, name)
+            setattr(self, name, max(mine, value) if name == "longest" else mine + value)
+
     def as_dict(self) -> dict[str, int]:
         """The counts by name."""
         return asdict(self)

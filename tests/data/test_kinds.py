@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_cli.data.formats import BadRowError, Columns, Reading, to_example
-from dpo_cli.data.kinds import fit_to, mismatch
+from dpo_cli.data.kinds import WrongKindError, fit, mismatch
 from dpo_cli.data.sources import Row
-from dpo_cli.data.types import Example, Group, Pair
+from dpo_cli.data.types import Example, Group, Kind, Pair
 from dpo_cli.errors import DataError
 
 
@@ -151,23 +151,21 @@ def test_null_is_no_column() -> None:
 
 def test_a_pair_is_also_two_labels_and_a_ranking() -> None:
     pair = Example("Q", ["bad", "good"], (Pair(1, 0, 2.0),), "row 1")
-    (same,), none = fit_to("pairs", [pair], "data")
-    assert (same, none) == (pair, 0)
-    (judged,), _ = fit_to("answers", [pair], "data")
+    assert fit("pairs", pair) == pair
+    judged, ranked = fit("answers", pair), fit("rankings", pair)
+    assert judged is not None
+    assert ranked is not None
     assert (judged.labels, judged.weight, judged.pairs) == ((False, True), 2.0, pair.pairs)
-    (ranked,), _ = fit_to("rankings", [pair], "data")
     assert (ranked.ranks, ranked.weight) == ((1, 0), 2.0)
 
 
-def test_rows_without_a_preference_are_left_out_and_counted() -> None:
+def test_rows_that_prefer_nothing_are_nothing() -> None:
     ties = example(**RANKED, scores=[1, 1, 1])
     real = example(**RANKED, scores=[1, 2, 1])
-    two = example(prompt="Q", completions=["a", "b"], scores=[1, 1])
-    assert fit_to("answers", [two, example(**PAIR)], "data")[1] == 1
-    for kind in ("pairs", "rankings"):
-        assert fit_to(kind, [ties, real, ties], "data") == ([real], 2)
-        with pytest.raises(DataError, match=r"^data: no row prefers anything: all 1 have equal scores$"):
-            fit_to(kind, [ties], "data")
+    assert fit("answers", example(prompt="Q", completions=["a", "b"], scores=[1, 1])) is None
+    for kind in get_args(Kind)[::2]:
+        assert fit(kind, ties) is None
+        assert fit(kind, real) == real
 
 
 @pytest.mark.parametrize(
@@ -179,9 +177,8 @@ def test_rows_without_a_preference_are_left_out_and_counted() -> None:
     ],
 )
 def test_rows_of_another_kind_say_what_is_needed(kind: Any, row: dict[str, Any], words: str) -> None:
-    with pytest.raises(DataError, match=words) as error:
-        fit_to(kind, [example(**row)], "data")
-    assert str(error.value).startswith("a.jsonl, line 1: ")
+    with pytest.raises(WrongKindError, match=words):
+        fit(kind, example(**row))
 
 
 # -- answers to other prompts

@@ -1,0 +1,375 @@
+"""From a source's rows to a table of Groups, made once for a content and kept.
+
+Rows are read here, in order; what takes time (rendering and tokenising) is done a chunk at a time, by other processes
+where there are many rows. Memory holds a few chunks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+from signal import SIG_IGN, SIGINT, SIGTERM, signal
+from typing import Any, Literal
+
+import pyarrow
+import tokenizers
+import transformers
+from filelock import FileLock, Timeout
+from transformers import PreTrainedTokenizerBase
+
+from dpo_cli.data.formats import BadRowError, Reading, content_hash, to_example
+from dpo_cli.data.kinds import WrongKindError, fit
+from dpo_cli.data.sources import Row, Source
+from dpo_cli.data.store import Table, TableWriter, open_table, to_batch
+from dpo_cli.data.tokenize import Encoding, TokenizeCounts, end_tokens, tokenize
+from dpo_cli.data.types import Example, Kind, Message
+from dpo_cli.errors import DataError
+
+SHOWN = 10
+"""Rows named in a message."""
+CHUNK = 500
+"""Rows tokenised at a time."""
+_ALONE = 8
+"""Chunks that are done here before other processes are started: that takes seconds."""
+
+Phase = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], None]]]
+"""``phase(name, total, unit)`` shows progress; what it yields is told of units done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How rows become Groups."""
+
+    reading: Reading
+    encoding: Encoding
+    kind: Kind
+    """What the loss counts: see ``fit``."""
+    on_bad_row: Literal["raise", "skip"]
+    limit: int | None = None
+    """Rows to read; None = all."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of rows."""
+
+    read: int = 0
+    bad: int = 0
+    """Left out."""
+    first_bad: list[str] = field(default_factory=list)
+    """Messages about the first ten of them."""
+    without_preference: int = 0
+    """Left out: all their answers are equally good."""
+    tokenized: TokenizeCounts = field(default_factory=TokenizeCounts)
+    too_long: list[str] = field(default_factory=list)
+    """The first ten that are too long."""
+
+    def add(self, other: Counts) -> None:
+        """Count the rows of another as well."""
+        self.read += other.read
+        self.bad += other.bad
+        self.first_bad = [*self.first_bad, *other.first_bad][:SHOWN]
+        self.without_preference += other.without_preference
+        self.tokenized.merge(other.tokenized)
+        self.too_long = [*self.too_long, *other.too_long][:SHOWN]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some rows, done."""
+
+    batch: pyarrow.RecordBatch | None
+    """None = nothing is left of them."""
+    counts: Counts
+
+
+def build(
+    source: Source,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    workers: int | None,
+    folder: Path,
+    phase: Phase,
+    warn: Callable[[str], None],
+) -> Table:
+    """The table of a source: the one that is there, or a new one.
+
+    Args:
+        source: of rows.
+        recipe: what is made of them.
+        tokenizer: the model's.
+        workers: processes that tokenise; None = one per core.
+        folder: of tables.
+        phase: progress.
+        warn: told when a damaged table is made again.
+
+    Raises:
+        DataError: rows that can't be used (and ``on_bad_row`` or ``on_too_long`` says ``raise``), or nothing left.
+    """
+    place = folder / _key(source, recipe, tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(place.with_suffix(".lock"), source.name, phase):
+        table, trouble = open_table(place)
+        if table is not None:
+            return table
+        if trouble:
+            warn(f"{trouble}; it is made again")
+            shutil.rmtree(place, ignore_errors=True)
+        with _in_place_of(place) as new:
+            _fill(new, source, recipe, tokenizer, workers or _cores(), phase)
+        table, trouble = open_table(place)
+    if table is None:
+        raise OSError(f"{trouble}, and it was written just now")
+    return table
+
+
+@contextmanager
+def _alone(lock: Path, name: str, phase: Phase) -> Iterator[None]:
+    """Holding a lock; where another process has it, the wait is shown."""
+    held = FileLock(lock)
+    try:
+        held.acquire(blocking=False)
+    except Timeout:
+        with phase(f"wait for another process to tokenise {name}", None, ""):
+            held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextmanager
+def _in_place_of(place: Path) -> Iterator[Path]:
+    """An empty folder that gets its name when it is complete, and is removed when it isn't."""
+    new = place.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+    new.mkdir()
+    try:
+        yield new
+        new.rename(place)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _key(source: Source, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The same if and only if the table would be."""
+    said = {
+        "source": source.identity,
+        "recipe": asdict(recipe),
+        "tokenizer": _tokenizer_identity(tokenizer),
+        "versions": [transformers.__version__, tokenizers.__version__],
+        "code": _code(),
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = json.dumps(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
+    return [
+        type(tokenizer).__name__,
+        hashlib.sha256(text.encode()).hexdigest(),
+        tokenizer.chat_template,
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+    ]
+
+
+@cache
+def _code() -> str:
+    """A hash of this package's own source: what another version would make is another table."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _cores() -> int:
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 32)
+
+
+def _fill(
+    folder: Path, source: Source, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, workers: int, phase: Phase
+) -> None:
+    """Write a table."""
+    counts, ends = Counts(), list[int]()
+    total = source.total if recipe.limit is None or source.total is None else min(recipe.limit, source.total)
+    writer = TableWriter(folder)
+    with phase(f"tokenise {source.name}", total, "rows") as advance:
+        try:
+            for chunk in _chunks(islice(source.rows(), recipe.limit), recipe, tokenizer, workers, ends):
+                counts.add(chunk.counts)
+                advance(chunk.counts.read)
+                if recipe.on_bad_row == "raise" and counts.bad >= SHOWN:
+                    break
+                if chunk.batch is not None:
+                    writer.add(chunk.batch)
+        finally:
+            writer.close()
+        _check(counts, recipe, source.name)
+    writer.finish({"counts": asdict(counts), "ends": ends})
+
+
+def _check(counts: Counts, recipe: Recipe, name: str) -> None:
+    """Whether what was asked for was had."""
+    if counts.bad and recipe.on_bad_row == "raise":
+        summary = f"... {counts.bad} bad row{'s' * (counts.bad > 1)} in the first {counts.read}"
+        advice = "data.on_bad_row=skip leaves such rows out and counts them"
+        raise DataError("\n".join([*counts.first_bad, f"{summary}; {advice}"]))
+    if counts.bad == counts.read:
+        raise DataError("\n".join([*counts.first_bad, f"{name}: no usable row: {counts.read} read, {counts.bad} bad"]))
+    long, limits = counts.tokenized.dropped_too_long, recipe.encoding.limits
+    if long and recipe.encoding.on_too_long == "raise":
+        total = f"... {long} of {counts.read} rows are too long, the longest {counts.tokenized.longest} ({limits})"
+        advice = "data.on_too_long=truncate cuts such rows, drop leaves them out"
+        raise DataError("\n".join([*counts.too_long, f"{total}; {advice}"]))
+    if not counts.tokenized.groups:
+        reasons = {
+            "bad": counts.bad,
+            "with equal scores, so that nothing is preferred": counts.without_preference,
+            f"too long ({limits})": long,
+            "with answers that the template or the cut made equal": counts.tokenized.made_equal,
+        }
+        found = ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number)
+        raise DataError(f"{name}: no row is left of {counts.read}: {found}")
+
+
+def _chunks(
+    rows: Iterable[Row], recipe: Recipe, tokenizer: PreTrainedTokenizerBase, workers: int, ends: list[int]
+) -> Iterator[Chunk]:
+    """Chunks in order. ``ends`` is filled in: what ends an answer is known when the first row is."""
+    parts = _batched(iter(rows))
+    for part in islice(parts, _ALONE if workers > 1 else None):
+        yield encode_rows(part, recipe, tokenizer, ends)
+    first = next(parts, None)
+    if first is None:
+        return
+    if not ends:
+        raise DataError(f"no usable row in the first {CHUNK * _ALONE}: is data.shape or data.columns right?")
+    with _pool(workers, recipe, tokenizer, ends) as submit:
+        under_way = deque([submit(first)])
+        for part in parts:
+            under_way.append(submit(part))
+            if len(under_way) > 2 * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def _batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while part := list(islice(rows, CHUNK)):
+        yield part
+
+
+def encode_rows(rows: Sequence[Row], recipe: Recipe, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Chunk:
+    """Read, check, render, tokenise.
+
+    Args:
+        rows: some.
+        recipe: how.
+        tokenizer: the model's.
+        ends: from ``end_tokens``; filled in, if it is empty.
+
+    Raises:
+        DataError: rows that say nothing of the kind that the loss counts, or that can't be rendered.
+    """
+    counts = Counts(read=len(rows))
+    examples = list(_examples(rows, recipe, counts))
+    if not examples or (counts.bad and recipe.on_bad_row == "raise"):
+        return Chunk(None, counts)
+    if not ends:
+        ends += end_tokens(examples, tokenizer, recipe.encoding.text)
+    kept = []
+    for encoded in tokenize(examples, tokenizer, recipe.encoding, ends):
+        counts.tokenized.add(encoded)
+        if encoded.group is not None:
+            kept.append((encoded.group, encoded.example))
+        elif encoded.left_out == "too_long" and len(counts.too_long) < SHOWN:
+            counts.too_long.append(str(encoded))
+    if not kept:
+        return Chunk(None, counts)
+    keys = [(prompt_key(example), row_key(example)) for _, example in kept]
+    return Chunk(to_batch([group for group, _ in kept], *zip(*keys, strict=True)), counts)
+
+
+def _examples(rows: Iterable[Row], recipe: Recipe, counts: Counts) -> Iterator[Example]:
+    for row in rows:
+        try:
+            example = fit(recipe.kind, to_example(row, recipe.reading))
+        except (BadRowError, WrongKindError) as problem:
+            if isinstance(problem, WrongKindError):
+                raise DataError(f"{row.source}: {problem}") from None
+            counts.bad += 1
+            if len(counts.first_bad) < SHOWN:
+                counts.first_bad.append(f"{row.source}: {problem}")
+            continue
+        if example is None:
+            counts.without_preference += 1
+        else:
+            yield example
+
+
+def prompt_key(example: Example) -> int:
+    """The same for a text and for its one user turn."""
+    prompt = example.prompt
+    return _key64([Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt)
+
+
+def row_key(example: Example) -> int:
+    """Of prompt and answers."""
+    return _key64([example.prompt, example.answers])
+
+
+def _key64(content: Any) -> int:
+    return int.from_bytes(content_hash(content)[:8], signed=True)
+
+
+Submit = Callable[[Sequence[Row]], "Future[Chunk]"]
+
+
+@contextmanager
+def _pool(workers: int, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Iterator[Submit]:
+    """Other processes, each with the tokenizer."""
+    context = get_context("spawn")  # a fork would inherit torch's threads, and may hang
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (recipe, tokenizer, ends))
+    try:
+        yield lambda rows: pool.submit(_work, rows)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker: tuple[Recipe, PreTrainedTokenizerBase, list[int]]
+
+
+def _start_worker(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> None:
+    global _worker
+    _worker = recipe, tokenizer, ends
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core is enough
+    for number in (SIGINT, SIGTERM):  # the parent's to handle
+        signal(number, SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent can't shut its pool down."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(rows: Sequence[Row]) -> Chunk:
+    return encode_rows(rows, *_worker)
