@@ -76,6 +76,7 @@ class ReferenceConfig(Section):
     mode: Literal["cached", "live", "adapter_off", "none"]
     path: str | None
     cache_dir: str | None
+    sharded: bool | Auto
     update_every: PositiveInt | None
     update_mix: Annotated[float, Field(gt=0, le=1, strict=True)] | None
 
@@ -363,6 +364,8 @@ def _conflicts(config: Section) -> Iterator[str]:
         )
     elif config.run is None and config.reference.update_every is not None:
         yield "reference.update_every has no effect in `dpo eval`: nothing is trained"
+    elif config.run is None and config.reference.sharded != "auto":
+        yield "reference.sharded has no effect in `dpo eval`: nothing is sharded there"
     elif config.run is None and config.data.eval is not None:
         yield "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
 
@@ -437,6 +440,11 @@ def _train_conflicts(config: TrainConfig) -> Iterator[str]:
         yield f"reference.cache_dir has no effect with reference.mode={reference.mode}: nothing is kept"
     if reference.mode == "adapter_off" and reference.path is not None:
         yield "reference.path has no effect with reference.mode=adapter_off: the reference is the model itself"
+    if reference.sharded != "auto" and (reference.mode != "live" or not config.loss.needs_reference):
+        yield (
+            "reference.sharded has no effect: only a second model is shared out, which there is with "
+            "reference.mode=live and a loss that needs a reference"
+        )
     if reference.update_every is None and reference.update_mix is not None:
         yield f"reference.update_mix={reference.update_mix} has no effect without reference.update_every"
     if reference.update_every is not None:

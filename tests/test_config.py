@@ -146,6 +146,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("train.tokens_per_micro_batch", "many", f"train.tokens_per_micro_batch='many': {INTEGER} or 'auto'"),
     ("train.precision", "fp16", "train.precision='fp16': expected 'auto', 'fp32' or 'bf16'"),
     ("reference.mode", "online", "reference.mode='online': expected 'cached', 'live' or 'none'"),
+    ("reference.sharded", "some", "reference.sharded='some': expected boolean, unable to interpret input or 'auto'"),
     (
         "optim.schedule",
         "step",
@@ -259,6 +260,8 @@ GOOD = [
     {"data__eval": "test", "eval__samples": 4, "eval__true_reward": "quickstart"},
     {"data__max_length": 64, "data__max_prompt_length": 63},
     {"reference__mode": "live"},
+    {"reference__mode": "live", "reference__sharded": True, "engine__zero_stage": 2},
+    {"reference__mode": "live", "reference__sharded": False, "engine__zero_stage": 3},
     {"reference__mode": "cached", "reference__cache_dir": "cache"},
     {"resume": "none"},
     {"resume": "auto", "run_dir": "runs/a"},
@@ -366,6 +369,18 @@ CONFLICTS = [
         {"reference__mode": "live", "reference__cache_dir": "cache"},
         "reference.cache_dir has no effect with reference.mode=live: nothing is kept",
     ),
+    *(
+        (
+            changes,
+            "reference.sharded has no effect: only a second model is shared out, which there is with "
+            "reference.mode=live and a loss that needs a reference",
+        )
+        for changes in (
+            {"reference__sharded": True},
+            {"reference__sharded": False, "engine__zero_stage": 3},
+            {"reference__sharded": True, "reference__mode": "live", "loss": settings("simpo")},
+        )
+    ),
     (
         {"optim__schedule": "cosine_with_min_lr"},
         "optim.schedule=cosine_with_min_lr needs optim.min_lr_ratio, the share of optim.lr that it ends at",
@@ -399,6 +414,14 @@ def test_held_out_data_has_no_effect_in_an_evaluation_of_a_model() -> None:
         "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
     ]
     assert read_config(tree_of("eval", data__eval=0.1, run="runs/a"), EvaluateConfig).run == "runs/a"
+
+
+def test_nothing_is_sharded_in_an_evaluation() -> None:
+    changes = {"reference__mode": "live", "reference__sharded": True}
+    assert problems_of(tree_of("eval", **changes), "eval") == [
+        "reference.sharded has no effect in `dpo eval`: nothing is sharded there"
+    ]
+    assert read_config(tree_of("eval", **changes, run="runs/a"), EvaluateConfig).run == "runs/a"
 
 
 def test_a_configuration_cannot_be_changed_afterwards() -> None:

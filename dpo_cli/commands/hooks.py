@@ -185,7 +185,7 @@ class RunHooks:
                 state,
                 self.engine.weights(),
                 self.engine.moments(),
-                reference=None if moved is None else moved.named_parameters(),
+                reference=None if moved is None else moved.weights(),
                 first=self.first,
             )
         except OSError as error:

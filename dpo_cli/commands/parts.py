@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dpo_cli.commands.caches import cache_folder
@@ -20,6 +20,7 @@ from dpo_cli.config import ModelConfig, ReferenceConfig
 from dpo_cli.data.collate import FlatBatch, flat_length
 from dpo_cli.data.types import Group
 from dpo_cli.distributed import device, rank
+from dpo_cli.engine.frozen import Frozen
 from dpo_cli.errors import DpoError
 from dpo_cli.model.attention import own_attention
 from dpo_cli.model.load import LoadedModel, load_model, load_tokenizer
@@ -63,8 +64,8 @@ class Reference:
     counts: ReferenceCounts
     identity: dict[str, Any]
     store: Path | None
-    live: Policy | None = None
-    """The second model in memory, if there is one."""
+    live: Frozen | None = None
+    """The weights of the second model in memory, if there is one."""
 
     def check_can_follow(self, policy: Policy) -> None:
         """Whether the reference can move towards the policy.
@@ -73,8 +74,7 @@ class Reference:
             DpoError: if it is another architecture.
         """
         assert self.live is not None
-        sizes = [{name: p.shape for name, p in module.named_parameters()} for module in (self.live, policy)]
-        if sizes[0] != sizes[1]:
+        if self.live.shapes() != {name: p.shape for name, p in policy.named_parameters()}:
             raise DpoError(
                 "reference.update_every moves the reference towards the policy, and reference.path is a model of other "
                 "weights: expected the same architecture"
@@ -88,10 +88,7 @@ class Reference:
             mix: 1 puts the policy in the reference's place.
         """
         assert self.live is not None
-        reference = dict(self.live.named_parameters())
-        with torch.no_grad():
-            for name, weight in weights:
-                reference[name].lerp_(weight.to(reference[name]), mix)
+        self.live.move(weights, mix)
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,9 @@ class Setup:
         attention = f"plain, one sequence per answer: {why_not}"
         return Scorer(Policy(loaded.model, precision=self.precision, groups=False), loaded, attention)
 
-    def make_reference(self, *, groups: bool, scorer: Scorer | None, needed: bool) -> Reference:
+    def make_reference(
+        self, *, groups: bool, scorer: Scorer | None, needed: bool, shard: Mapping[str, Any] | None = None
+    ) -> Reference:
         """The reference for all rows: from the store, filled first where it lacks some; or a second model; or none.
 
         All ranks must call it.
@@ -147,6 +146,7 @@ class Setup:
             groups: the attention path.
             scorer: the model of ``model.path`` as it is before training, if it is there already; it is not kept.
             needed: whether the loss makes use of it; without, nothing is computed.
+            shard: the user's DeepSpeed keys, to share a second model out over the ranks; None = each has all of it.
         """
         config, console, rows = self.reference, self.console, self.rows
         path, revision = reference_place(config, self.model)
@@ -167,8 +167,9 @@ class Setup:
         if not needed:
             return Reference(None, lambda: self.load(path, revision).policy, ReferenceCounts(0, 0), identity, None)
         if config.mode == "live":
-            live = (copy.deepcopy(usable.policy) if usable is not None else policy()).eval().requires_grad_(False)
-            return Reference(_live(live), lambda: live, ReferenceCounts(0, 0), identity, None, live)
+            live = policy() if usable is None else _copy(usable.policy, to_cpu=shard is not None)
+            frozen = Frozen(live, sharded=shard is not None, extra=shard or {})
+            return Reference(_live(live), lambda: live, ReferenceCounts(0, 0), identity, None, frozen)
         store = ReferenceStore(cache / "reference", identity)
         lacking = len(store.missing(rows.all)) if rank() == 0 else 0
         with console.phase("reference", lacking, "rows") if lacking else nullcontext(lambda _: None) as advance:
@@ -178,6 +179,13 @@ class Setup:
 
 def _stored(store: ReferenceStore) -> Callable[[FlatBatch], Tensor]:
     return lambda batch: torch.from_numpy(store.lookup(batch.groups))
+
+
+def _copy(policy: Policy, *, to_cpu: bool) -> Policy:
+    """A second model; with ``to_cpu`` its weights lie there, because the device may have no room for them whole."""
+    where = torch.device("cpu") if to_cpu else device()
+    known = {id(p): nn.Parameter(p.detach().to(where, copy=True)) for p in policy.parameters()}
+    return copy.deepcopy(policy, known)  # all but the weights, which it takes for copied already
 
 
 def _live(policy: Policy) -> Callable[[FlatBatch], Tensor]:

@@ -183,6 +183,8 @@ class _Run:
                 hooks.latest.update(tracker.latest)
         before, after = self._train(hooks, plan, resumed, work, started)
         engine.destroy()
+        if reference.live is not None:
+            reference.live.destroy()
         if "DPO_SWEEP" in os.environ:  # the sweep's own table follows
             return
         if before is not None and after is not None:
@@ -191,7 +193,10 @@ class _Run:
 
     def _reference(self, setup: Setup, scorer: Scorer) -> Reference:
         needed = self.loss.needs_reference
-        reference = setup.make_reference(groups=scorer.policy.groups, scorer=scorer, needed=needed)
+        wanted = self.config.reference.sharded
+        sharded = self._zero_stage() == 3 if wanted == "auto" else wanted
+        shard = self.config.engine.deepspeed if sharded else None
+        reference = setup.make_reference(groups=scorer.policy.groups, scorer=scorer, needed=needed, shard=shard)
         if self.config.reference.update_every is not None:
             reference.check_can_follow(scorer.policy)
         self._describe(scorer, reference)
@@ -245,7 +250,8 @@ class _Run:
         if reference.lookup is None:
             say(f"reference: none, as loss={config.loss.name} needs none")
         else:
-            source = "a second model in memory" if reference.store is None else f"log-probs in {reference.store}"
+            shared = " shared out over the processes" if reference.live and reference.live.sharded else ""
+            source = f"log-probs in {reference.store}" if reference.store else f"a second model in memory{shared}"
             say(f"reference: {config.reference.path or config.model.path}, {source} ({counts})")
         self.record.update(
             reference={

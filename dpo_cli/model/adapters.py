@@ -26,8 +26,10 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from dpo_cli.data.collate import FlatBatch
 from dpo_cli.errors import DpoError
 from dpo_cli.model.dropout import GroupDropout, Noise
+from dpo_cli.model.policy import Policy
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -164,11 +166,11 @@ class Adapter:
         return [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
 
     def weights_of(self, adapter: str) -> dict[str, nn.Parameter]:
-        """An adapter's parameters, by their names in the model without the adapter's own name."""
+        """An adapter's parameters, by the names in the model that those of the trained adapter have."""
         return {
-            name.replace(f".{adapter}", ""): parameter
+            _renamed(name, adapter, POLICY): parameter
             for name, parameter in self.model.named_parameters()
-            if "lora_" in name and f".{adapter}" in name.partition("lora_")[2]
+            if _is_of(name, adapter)
         }
 
     def keep_reference(self) -> None:
@@ -178,9 +180,8 @@ class Adapter:
         _inject(self.model, config, REFERENCE)
         self.second = True
         now = self.weights_of(POLICY)
-        with torch.no_grad():
-            for name, parameter in self.weights_of(REFERENCE).items():
-                parameter.data = now[name].detach().clone()
+        for name, parameter in self.weights_of(REFERENCE).items():
+            parameter.data = now[name].detach().clone()
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -263,8 +264,7 @@ def load_adapter(model: PreTrainedModel, files: ModelFiles, *, seed: int) -> Ada
     except (ValueError, RuntimeError, KeyError) as error:
         raise DpoError(f"{name} does not fit {files.path}: {str(error).strip().splitlines()[0]}") from None
     adapter = _ready(model, config, seed, new=False)
-    own = {parameter for parameter in adapter.weights_of(POLICY)}
-    absent = [key for key in problems.missing_keys if key.replace(f".{POLICY}", "") in own]
+    absent = [key for key in problems.missing_keys if key in adapter.weights_of(POLICY)]
     if absent or problems.unexpected_keys:
         which = f"lack {absent[0]}" if absent else f"hold {problems.unexpected_keys[0]}, which is none of its own"
         raise DpoError(f"{name} does not fit {files.path}: its weights {which}")
@@ -285,15 +285,33 @@ def saved_names(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
+class AsReference(Policy):
+    """A policy's own model as the reference: with its adapter off, or with the reference's in its place."""
+
+    def __init__(self, policy: Policy, adapter: Adapter) -> None:
+        """
+        Args:
+            policy: whose model it is.
+            adapter: that model's.
+        """
+        super().__init__(policy.model, precision=policy.precision, groups=policy.groups)
+        self.adapter = adapter
+
+    def forward(self, batch: FlatBatch, concentration: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """As ``Policy.forward``, without gradient."""
+        with torch.no_grad(), self.adapter.as_reference():
+            return super().forward(batch, concentration)
+
+
 def hold_in_bfloat16(model: PreTrainedModel) -> None:
     """Hold the frozen matrices in bfloat16, which autocast would round them to at every use anyway.
 
     So the numbers are to the bit those of float32 weights under autocast; embeddings and norms, which autocast leaves
-    in float32, stay so, and a head that is tied to the embeddings with them.
+    in float32, stay so, and a head that is tied to the embeddings with them. Done before an adapter is put in.
     """
     kept = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    for name, module in model.named_modules():
-        if "lora_" not in name and isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in kept:
+    for module in model.modules():
+        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in kept:
             for parameter in module.parameters(recurse=False):
                 if parameter.dtype == torch.float32:
                     parameter.data = parameter.data.to(torch.bfloat16)
@@ -312,16 +330,31 @@ def _inject(model: PreTrainedModel, config: Any, name: str) -> None:
     """Put peft's layers into the model. Of all parameters, only those of ``POLICY`` are to be trained."""
     from peft import inject_adapter_in_model
 
+    held = _unround(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peft's, about what is decided here on purpose
         inject_adapter_in_model(config, model, adapter_name=name)
+    for parameter, rounded in held:
+        parameter.data = rounded
     model._hf_peft_config_loaded = False  # or transformers would save and load adapters by itself
     for parameter_name, parameter in model.named_parameters():
-        trained = "lora_" in parameter_name and f".{POLICY}" in parameter_name.partition("lora_")[2]
-        parameter.requires_grad_(trained)
+        parameter.requires_grad_(_is_of(parameter_name, POLICY))
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module._active_adapter = [POLICY]
+
+
+def _is_of(name: str, adapter: str) -> bool:
+    """Whether a parameter is an adapter's: ``...q_proj.lora_A.policy.weight``."""
+    _, found, rest = name.rpartition(".lora_")
+    return bool(found) and rest.split(".")[1] == adapter
+
+
+def _renamed(name: str, adapter: str, other: str) -> str:
+    """The name of another adapter's parameter at the same place."""
+    before, found, rest = name.rpartition(".lora_")
+    kind, _, *last = rest.split(".")
+    return ".".join([f"{before}{found}{kind}", other, *last])
 
 
 def _targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> list[str]:
