@@ -252,7 +252,11 @@ def nearest_key(key: str, schema: type[BaseModel]) -> str:
     if key in keys.values():
         options = _options_with(key, schema)
         few = f"; it is a key of {' or '.join(options)}"
-        return few if 0 < len(options) <= 4 else f": the chosen {key.rpartition('.')[0].replace('.', '/')} makes no use of it"
+        return (
+            few
+            if 0 < len(options) <= 4
+            else f": the chosen {key.rpartition('.')[0].replace('.', '/')} makes no use of it"
+        )
     wanted = key.lower()
     near = (
         [k for k in keys if k.rsplit(".", 1)[-1] == wanted.rsplit(".", 1)[-1]]  # right name, wrong section
@@ -359,8 +363,8 @@ def _conflicts(config: Section) -> Iterator[str]:
         yield from _train_conflicts(config)
     elif config.run is None and isinstance(config.model.adapter, NewAdapterConfig):
         yield (
-            f"model/adapter={config.model.adapter.name} has no effect in `dpo eval`: nothing is trained; name a trained "
-            "adapter's folder with model.path"
+            f"model/adapter={config.model.adapter.name} has no effect in `dpo eval`: nothing is trained; name a "
+            "trained adapter's folder with model.path"
         )
     elif config.run is None and config.reference.update_every is not None:
         yield "reference.update_every has no effect in `dpo eval`: nothing is trained"

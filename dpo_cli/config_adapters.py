@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dpo_cli.config_types import Positive, PositiveInt, Section, Share
+from dpo_cli.config_types import PositiveInt, Section, Share
 
 
 class NoAdapterConfig(Section):
@@ -27,7 +27,7 @@ class ExistingAdapterConfig(Section):
 class NewAdapterConfig(Section):
     name: Literal["lora", "dora", "rslora", "qlora_8bit"]
     r: PositiveInt
-    alpha: Positive
+    alpha: PositiveInt
     dropout: Share
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
 

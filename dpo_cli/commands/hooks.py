@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,11 @@ class RunHooks:
     def first(self) -> bool:
         """Whether this rank writes."""
         return distributed.rank() == 0
+
+    def updating(self, index: int) -> AbstractContextManager[None]:
+        """Around every update, and nothing else: an adapter's dropout is on, and is this update's."""
+        noise = self.scorer.policy.noise
+        return nullcontext() if noise is None else noise.of(index)
 
     def updated(self, step: int, state: LossState) -> None:
         """After every update: the loss's state is kept for checkpoints, and a reference that follows moves."""

@@ -123,7 +123,8 @@ def adapter_files(path: str, revision: str | None) -> list[Path]:
         files = [Path(str(file)) for file in found]
     if not files[1].is_file():
         raise DpoError(
-            f"the adapter {path} holds no {WEIGHTS_FILE}; other formats are pickles, which can run code, and are not read"
+            f"the adapter {path} holds no {WEIGHTS_FILE}; other formats are pickles, which can run code, and are not "
+            "read"
         )
     return files
 
@@ -135,7 +136,7 @@ class NewAdapter:
     kind: str
     """``lora``, ``dora``, ``rslora``, ``qlora`` or ``qlora_8bit``."""
     r: int
-    alpha: float
+    alpha: int
     dropout: float
     target_modules: str | Sequence[str]
     """``all-linear``, or names of modules."""
@@ -158,6 +159,20 @@ class Adapter:
         self.new = new
         self.second = False
         """Whether the reference has an adapter of its own in the model."""
+
+    def __str__(self) -> str:
+        weights = sum(parameter.numel() for parameter in self.weights_of(POLICY).values())
+        kind = "DoRA" if self.config.use_dora else "rsLoRA" if self.config.use_rslora else "LoRA"
+        return (
+            f"{kind} of rank {self.config.r}, alpha {self.config.lora_alpha:g}, dropout {self.config.lora_dropout:g} "
+            f"on {', '.join(sorted(self.config.target_modules))}: {weights / 1e6:,.2f} million weights"
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What ``adapter_config.json`` says of it."""
+        settings = self.config.to_dict()
+        plain = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
+        return {**plain, "inference_mode": True}
 
     def layers(self) -> list[Any]:
         """peft's layers."""
@@ -182,6 +197,16 @@ class Adapter:
         now = self.weights_of(POLICY)
         for name, parameter in self.weights_of(REFERENCE).items():
             parameter.data = now[name].detach().clone()
+
+    def reset_magnitudes(self) -> None:
+        """DoRA's magnitudes as they are where the product is zero, in float32: peft rounded them."""
+        for layer in self.layers():
+            layer.lora_magnitude_vector[POLICY].update_layer(
+                base_layer=layer.get_base_layer(),
+                lora_A=layer.lora_A[POLICY].weight,
+                lora_B=layer.lora_B[POLICY].weight,
+                scaling=layer.scaling[POLICY],
+            )
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -228,7 +253,10 @@ def add_adapter(model: PreTrainedModel, wanted: NewAdapter, files: ModelFiles, *
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         _inject(model, config, POLICY)
-    return _ready(model, config, seed, new=True)
+    adapter = _ready(model, config, seed, new=True)
+    if config.use_dora:
+        adapter.reset_magnitudes()
+    return adapter
 
 
 def load_adapter(model: PreTrainedModel, files: ModelFiles, *, seed: int) -> Adapter:
@@ -260,7 +288,7 @@ def load_adapter(model: PreTrainedModel, files: ModelFiles, *, seed: int) -> Ada
         raise DpoError(f"{name}: its weights could not be read ({error})") from None
     try:
         _inject(model, config, POLICY)
-        problems = set_peft_model_state_dict(model, weights, adapter_name=POLICY)
+        problems: Any = set_peft_model_state_dict(model, weights, adapter_name=POLICY)
     except (ValueError, RuntimeError, KeyError) as error:
         raise DpoError(f"{name} does not fit {files.path}: {str(error).strip().splitlines()[0]}") from None
     adapter = _ready(model, config, seed, new=False)
@@ -330,15 +358,14 @@ def _inject(model: PreTrainedModel, config: Any, name: str) -> None:
     """Put peft's layers into the model. Of all parameters, only those of ``POLICY`` are to be trained."""
     from peft import inject_adapter_in_model
 
-    held = _unround(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peft's, about what is decided here on purpose
         inject_adapter_in_model(config, model, adapter_name=name)
-    for parameter, rounded in held:
-        parameter.data = rounded
     model._hf_peft_config_loaded = False  # or transformers would save and load adapters by itself
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(_is_of(parameter_name, POLICY))
+        if _is_of(parameter_name, name):  # peft gives it the matrix's own format
+            parameter.data = parameter.data.float()
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module._active_adapter = [POLICY]

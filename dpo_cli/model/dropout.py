@@ -66,8 +66,8 @@ class Noise:
         """Which entries of ``x`` stay: bool, of its shape ``[rows, tokens, width]``. ``p``: the share that does not."""
         if tuple(x.shape[:-1]) != self._shape:
             raise DpoError(
-                f"{layer} is given {tuple(x.shape[:-1])} tokens, not the batch's {self._shape}: its dropout can't follow "
-                "the rows; set model.adapter.dropout=0"
+                f"{layer} is given {tuple(x.shape[:-1])} tokens, not the batch's {self._shape}: its dropout can't "
+                "follow the rows; set model.adapter.dropout=0"
             )
         kept = torch.ones(x.shape, dtype=torch.bool, device=x.device)
         for key, pieces in zip(self._keys, self._pieces, strict=True):

@@ -13,7 +13,16 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo_cli.errors import DpoError
-from dpo_cli.model.adapters import CONFIG_FILE, Adapter, find_files
+from dpo_cli.model.adapters import (
+    CONFIG_FILE,
+    Adapter,
+    ModelFiles,
+    NewAdapter,
+    add_adapter,
+    find_files,
+    hold_in_bfloat16,
+    load_adapter,
+)
 from dpo_cli.model.attention import GROUP_ATTENTION
 
 # Layer kinds whose whole notion of the past is the attention function's. Recurrent, convolution and chunked
@@ -31,6 +40,8 @@ class LoadedModel:
     why_not: str = ""
     dropout: dict[str, float] = field(default_factory=dict)
     """The configuration's dropout probabilities, set to 0 for training and put back when the model is saved."""
+    added_rows: int = 0
+    """Rows that the embedding lacked for the tokenizer."""
     adapter: Adapter | None = None
     """The adapter that was put into it."""
 
@@ -97,15 +108,43 @@ def load_model(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    loaded = LoadedModel(model, can_group=not why_not, why_not=why_not, dropout=dropout)
     rows = model.get_input_embeddings().weight.shape[0]
-    if vocabulary > rows:
+    added = max(0, vocabulary - rows)
+    loaded = LoadedModel(model, can_group=not why_not, why_not=why_not, dropout=dropout, added_rows=added)
+    if added:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
         with torch.no_grad():
             for embedding in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
                 for weight in embedding.parameters(recurse=False):  # a head's bias as well
                     weight[rows:] = weight[:rows].mean(dim=0)
     return loaded
+
+
+def attach(loaded: LoadedModel, files: ModelFiles, new: NewAdapter | None, *, precision: str, seed: int) -> None:
+    """Put an adapter into a model that is on its device; all else in the model is frozen.
+
+    Args:
+        loaded: float32 or quantised. In bf16 its frozen matrices are held in bfloat16 from now on.
+        files: the model's; they name the adapter if there is one already.
+        new: the adapter to be made otherwise.
+        precision: ``fp32`` or ``bf16``.
+        seed: of a new adapter's weights, and of its dropout.
+
+    Raises:
+        DpoError: if the adapter does not fit the model, or the model has embeddings that an adapter's files can't hold.
+    """
+    if loaded.added_rows:
+        raise DpoError(
+            f"the tokenizer has {loaded.added_rows} tokens more than {files.path} has embeddings for, and an adapter "
+            "can't hold those: choose a model.chat_template whose tokens the model knows, or train all weights with "
+            "model/adapter=none"
+        )
+    if precision == "bf16":
+        hold_in_bfloat16(loaded.model)
+    if new is not None:
+        loaded.adapter = add_adapter(loaded.model, new, files, seed=seed)
+    else:
+        loaded.adapter = load_adapter(loaded.model, files, seed=seed)
 
 
 def _build(

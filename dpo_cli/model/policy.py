@@ -16,9 +16,7 @@ from dpo_cli.model.logprobs import token_concentration, token_logps
 class Policy(nn.Module):
     """What is trained, and what scores: the model, in which precision, in groups or one sequence per answer."""
 
-    def __init__(
-        self, model: PreTrainedModel, *, precision: str, groups: bool, noise: Noise | None = None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, precision: str, groups: bool, noise: Noise | None = None) -> None:
         """
         Args:
             model: float32 weights; frozen ones may be of other formats.
