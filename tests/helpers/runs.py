@@ -245,8 +245,9 @@ def evaluations(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def weights(run_dir: Path) -> dict[str, Tensor]:
-    """Of ``final/``."""
-    return load_file(run_dir / "final" / "model.safetensors")
+    """Of ``final/``: of the model, or of the adapter alone."""
+    adapter = run_dir / "final" / "adapter_model.safetensors"
+    return load_file(adapter if adapter.exists() else run_dir / "final" / "model.safetensors")
 
 
 def saved(run_dir: Path, step: int) -> dict[str, Tensor]:
