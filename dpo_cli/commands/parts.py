@@ -30,7 +30,7 @@ from dpo_cli.model.load import LoadedModel, attach, load_model, load_tokenizer
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.precision import choose_precision
 from dpo_cli.model.probe import choose, compare
-from dpo_cli.model.quantize import quantization_options
+from dpo_cli.model.quantize import keep_one_path, quantization_options
 from dpo_cli.reference.compute import ReferenceCounts, fill
 from dpo_cli.reference.fingerprint import reference_identity
 from dpo_cli.reference.store import ReferenceStore
@@ -164,7 +164,9 @@ class Setup:
             quantization=quantised,
             name=name,
         )
-        if not quantised:  # else it is there already
+        if quantised:
+            keep_one_path(loaded.model)
+        else:  # a quantised one is there already
             loaded.model.to(device())
         if new is not None or files.adapter is not None:
             attach(loaded, files, new, precision=self.precision, seed=self.seed)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from dpo_cli.errors import DpoError
@@ -41,6 +43,22 @@ def quantization_options(kind: str | None, precision: str, device: torch.device)
             bnb_4bit_compute_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
         )
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def keep_one_path(model: nn.Module) -> None:
+    """Have quantised matrices compute as in training at all times.
+
+    On a CPU, bitsandbytes' layers compute otherwise when they are told that they are not being trained: the reference
+    and the policy would differ by more than rounding, and 4-bit weights would be packed anew in place.
+    """
+    for module in model.modules():
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            module.training = True
+            module.train = partial(_stay, module)  # type: ignore[method-assign]
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 def check_stage(kind: str | None, zero_stage: int) -> None:

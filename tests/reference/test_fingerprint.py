@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.reference import fingerprint
 from dpo_cli.model.adapters import ModelFiles
+from dpo_cli.reference import fingerprint
 from dpo_cli.reference.fingerprint import file_hash, reference_identity
 
 
