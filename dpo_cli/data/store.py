@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import file_digest
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -114,24 +115,47 @@ class _Batch:
         """Of prompt and answers; and where each row's begin."""
         return _view(self.rows.column("lengths"))
 
+    @cached_property
+    def said(self) -> pyarrow.StringArray:
+        """What is preferred."""
+        return self.rows.column("said")
+
+    @cached_property
+    def texts(self) -> tuple[pyarrow.StringArray, pyarrow.StringArray]:
+        """Sources and questions."""
+        return self.rows.column("source"), self.rows.column("question")
+
+    @cached_property
+    def scored(self) -> pyarrow.ListArray | None:
+        """Which of the answers' tokens are scored; None = all, in every row."""
+        column = self.rows.column("scored")
+        return None if column.null_count == len(column) else column
+
     def group(self, row: int) -> Group:
-        values, starts = self.lengths
-        ends = np.cumsum(values[starts[row] : starts[row + 1]])
-        values, starts = self.tokens
-        prompt, *answers = np.split(values[starts[row] : starts[row + 1]], ends[:-1])
-        scored = self.rows.column("scored")[row]
-        pairs, labels, ranks, weight = json.loads(self.rows.column("said")[row].as_py())
+        lengths, starts = self.lengths
+        sizes = lengths[starts[row] : starts[row + 1]].tolist()
+        tokens, starts = self.tokens
+        prompt, *answers = _cut(tokens, starts[row], sizes)
+        scored = None if self.scored is None else self.scored[row]
+        pairs, labels, ranks, weight = json.loads(self.said[row].as_py())
+        sources, questions = self.texts
         return Group(
             prompt_ids=prompt,
             answers=tuple(answers),
             pairs=tuple(Pair(*pair) for pair in pairs),
-            source=self.rows.column("source")[row].as_py(),
-            question=self.rows.column("question")[row].as_py(),
+            source=sources[row].as_py(),
+            question=questions[row].as_py(),
             labels=tuple(labels),
             ranks=tuple(ranks),
             weight=weight,
-            scored=tuple(np.split(_bools(scored), ends[:-1] - ends[0])[1:]) if scored.is_valid else (),
+            scored=tuple(_cut(_bools(scored), 0, sizes[1:])) if scored is not None and scored.is_valid else (),
         )
+
+
+def _cut(values: NDArray, start: int, sizes: Sequence[int]) -> list[NDArray]:
+    """Consecutive parts."""
+    ends = list(accumulate(sizes, initial=int(start)))
+    return [values[first:end] for first, end in pairwise(ends)]
 
 
 def _view(column: pyarrow.ListArray) -> tuple[NDArray, NDArray]:
