@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.slow
 LORA = {"model/adapter": "lora", "train.epochs": 2, "model.adapter.dropout": 0.2}
 """8 updates. Dropout is large, so that a mask in the wrong place shows."""
 WEIGHTS = 1e-4
-"""Relative: the products start at zero, and are still small beside the steps of Adam they consist of. Measured: 4e-5."""
+"""Relative: products start at zero, and are still small beside the steps of Adam they consist of. Measured: 4e-5."""
 SHARD_ALL = "{zero_optimization:{stage3_param_persistence_threshold:0}}"
 QUANTISED = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes, which is not installed"
@@ -103,6 +104,52 @@ def test_a_run_does_not_go_on_with_another_adapter(place: Place, lora: Path, tmp
     ended = place.try_run(tmp_path / "run", {**LORA, "model.adapter.r": 4, "resume": "auto"})
     assert ended.code == 2
     assert "adapter.r was 16, now 4" in ended.err
+
+
+def test_the_curve_is_that_of_a_plain_loop(place: Place, tmp_path: Path) -> None:
+    """peft's own wrapper, torch's own AdamW, one sequence at a time, all rows in every batch."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    changes = {**LORA, "train.epochs": 6, "train.batch_size": 22, "model.adapter.dropout": 0, "model.adapter.r": 4}
+    run_dir = place.run(tmp_path / "run", {**changes, "optim.schedule": "linear", "optim.weight_decay": 0.01})
+    tokenizer = AutoTokenizer.from_pretrained(place.model)
+    base = AutoModelForCausalLM.from_pretrained(place.model, attn_implementation="eager", attention_dropout=0.0)
+    torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    rows = [json.loads(line) for line in place.train.read_text().splitlines()]
+
+    def margins() -> list[torch.Tensor]:
+        return [_logp(model, tokenizer, row, "chosen") - _logp(model, tokenizer, row, "rejected") for row in rows]
+
+    with torch.no_grad():
+        reference = margins()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.999), eps=1e-5, weight_decay=0.01)
+    losses = []
+    for update in range(6):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - update / 6)
+        pairs = zip(margins(), reference, strict=True)
+        loss = -torch.stack([torch.nn.functional.logsigmoid(0.1 * (m - r)) for m, r in pairs]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert [line["loss"] for line in updates(run_dir)] == pytest.approx(losses, rel=1e-5)
+    assert losses[-1] < 0.67
+    theirs = {name.replace(".default", ""): p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    assert distance(weights(run_dir), theirs) <= 1e-3
+
+
+def _logp(model: torch.nn.Module, tokenizer: Any, row: dict[str, Any], side: str) -> torch.Tensor:
+    """log pi(answer | prompt), from text, without anything of ours."""
+    prompt = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*row["prompt"], *row[side]], tokenize=False)
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    answer = tokenizer(whole[len(prompt) :].rstrip("\n"), add_special_tokens=False)["input_ids"]
+    logits = model(input_ids=torch.tensor([before + answer])).logits[0, len(before) - 1 : -1]
+    return logits.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)].sum()
 
 
 # -- the reference
