@@ -20,7 +20,6 @@ from dpo_cli.config_adapters import AdapterConfig, NewAdapterConfig
 from dpo_cli.config_losses import LossConfig, SumConfig, kind_of
 from dpo_cli.config_optim import OptimConfig, optim_conflicts
 from dpo_cli.config_types import Auto, CountFromZero, PositiveInt, Precision, Section
-from dpo_cli.data.formats import reading_problems
 from dpo_cli.errors import ConfigError
 
 
@@ -136,6 +135,19 @@ class TrainConfig(Section):
     seed: CountFromZero
     run_dir: str | None
     resume: str
+
+
+class InspectSection(Section):
+    rows: CountFromZero
+    as_json: bool
+    html: str | None
+    fail_on: list[str]
+
+
+class InspectConfig(TrainConfig):
+    """What ``dpo inspect`` takes: everything that ``dpo train`` does, and what to show."""
+
+    inspect: InspectSection
 
 
 class EvaluateConfig(Section):
@@ -380,6 +392,8 @@ def _conflicts(config: Section) -> Iterator[str]:
 
 def _source_conflicts(data: DataConfig) -> Iterator[str]:
     """Of where rows come from."""
+    from dpo_cli.data.formats import reading_problems  # not above: it takes numpy, which help has no need of
+
     if data.path is None and not data.mix:
         yield "data.path has no value: give it one, data.path=..., or several sources, data.mix={...}"
     if data.path is not None and data.mix is not None:
