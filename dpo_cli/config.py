@@ -351,6 +351,7 @@ def _conflicts(config: Section) -> Iterator[str]:
         return
     data = config.data
     yield from _source_conflicts(data)
+    yield from _text_conflicts(data)
     if data.max_prompt_length is not None and data.max_prompt_length >= data.max_length:
         yield (
             f"data.max_prompt_length={data.max_prompt_length} leaves no room for an answer in "
@@ -388,6 +389,18 @@ def _source_conflicts(data: DataConfig) -> Iterator[str]:
     if weighed and len(weighed) < len(mix):
         others = ", ".join(name for name in mix if name not in weighed)
         yield f"data.mix: {', '.join(weighed)} with a weight and {others} without: give all one, or none"
+
+
+def _text_conflicts(data: DataConfig) -> Iterator[str]:
+    """Of how text becomes tokens."""
+    if data.truncate_prompt != "start" and data.on_too_long != "truncate":
+        yield (
+            f"data.truncate_prompt={data.truncate_prompt} has no effect with data.on_too_long={data.on_too_long}: "
+            "nothing is cut"
+        )
+    for key in ("template_args", "system"):
+        if data.text == "plain" and getattr(data, key):
+            yield f"data.{key} has no effect with data.text=plain: no template is used"
 
 
 def _loss_conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:

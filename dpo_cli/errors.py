@@ -69,3 +69,13 @@ class NumericsError(DpoError):
     """The numbers went bad: going on would train on garbage."""
 
     exit_code = ExitCode.NUMERICS
+
+
+def one_line(text: str, longest: int = 400) -> str:
+    """A message about what people wrote, fit to be shown: not too long, without line ends or colours of theirs."""
+    if len(text) > longest:
+        tail = longest // 3
+        text = f"{text[: longest - tail]} ... {text[-tail:]}"
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )

@@ -449,7 +449,7 @@ BAD = {
     "empty data folder": data("hollow", says=["data.path=hollow", ".jsonl", ".parquet"]),
     "data of another kind": data("notes.txt", says=["data.path=notes.txt", ".jsonl"]),
     "malformed JSON": data("malformed.jsonl", says=["malformed.jsonl, line 2", "not valid JSON", "column 26"]),
-    "no object": data("not-an-object.jsonl", says=["not-an-object.jsonl, line 2", "expected an object, found list"]),
+    "no object": data("not-an-object.jsonl", says=["not-an-object.jsonl, line 2", "expected an object, found a list"]),
     "no UTF-8": data("latin.jsonl", says=["latin.jsonl, line 1", "UTF-8"]),
     "row without answer": data(
         "no-answer.jsonl", says=["no-answer.jsonl, line 2", "no column rejected", "data.on_bad_row=skip"]

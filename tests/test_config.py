@@ -259,6 +259,8 @@ GOOD = [
     {"data__eval": "test", "train__eval_every": 5, "train__save_every": 5, "train__keep_best": "loss"},
     {"data__eval": "test", "eval__samples": 4, "eval__true_reward": "quickstart"},
     {"data__max_length": 64, "data__max_prompt_length": 63},
+    {"data__truncate_prompt": "end"},
+    {"data__template_args": {"enable_thinking": False}},
     {"reference__mode": "live"},
     {"reference__mode": "live", "reference__sharded": True, "engine__zero_stage": 2},
     {"reference__mode": "live", "reference__sharded": False, "engine__zero_stage": 3},
@@ -347,7 +349,33 @@ def test_a_key_of_another_loss_is_an_unknown_key(name: str, key: str) -> None:
     assert problem.startswith(f"unknown key loss.{key}: loss={name} makes no use of {key}; its keys are ")
 
 
+PARTS = {"a": {"path": "a.jsonl", "weight": 1}, "b": {"path": "b.jsonl", "rows": 5}}
 CONFLICTS = [
+    (
+        {"data__path": None},
+        "data.path has no value: give it one, data.path=..., or several sources, data.mix={...}",
+    ),
+    ({"data__mix": {"a": {"path": "a.jsonl"}}}, "data.path=rows.jsonl has no effect with data.mix: put it in there"),
+    (
+        {"data__path": None, "data__mix": {"a": {"path": "a.jsonl", "weight": 0.5, "rows": 3}}},
+        "data.mix.a: rows and weight contradict each other: give one",
+    ),
+    (
+        {"data__path": None, "data__mix": PARTS},
+        "data.mix: a with a weight and b without: give all one, or none",
+    ),
+    (
+        {"data__truncate_prompt": "end", "data__on_too_long": "drop"},
+        "data.truncate_prompt=end has no effect with data.on_too_long=drop: nothing is cut",
+    ),
+    (
+        {"data__template_args": {"x": 1}, "data__text": "plain"},
+        "data.template_args has no effect with data.text=plain: no template is used",
+    ),
+    (
+        {"data__system": "S", "data__text": "plain"},
+        "data.system has no effect with data.text=plain: no template is used",
+    ),
     (
         {"data__max_length": 64, "data__max_prompt_length": 64},
         "data.max_prompt_length=64 leaves no room for an answer in data.max_length=64: make it smaller",
@@ -398,6 +426,21 @@ CONFLICTS = [
     ({"resume": "auto"}, "resume=auto needs run_dir, the folder to go on in"),
     ({"resume": "runs/old"}, "resume=runs/old needs run_dir, the folder to go on in"),
 ]
+
+
+def test_a_mixture_is_checked_source_by_source() -> None:
+    mix: dict[str, Any] = {
+        "a": {"path": "a.jsonl", "weight": 1, "split": "train[:5%]"},
+        "b": {"path": "b", "weight": 0.5},
+    }
+    config = read_config(tree_of(data__path=None, data__mix=mix), TrainConfig)
+    assert config.data.mix is not None
+    assert (config.data.mix["a"].weight, config.data.mix["b"].split) == (1.0, None)
+    mix["b"] |= {"pth": "x", "weight": 0}
+    assert problems_of(tree_of(data__path=None, data__mix=mix)) == [
+        "unknown key data.mix.b.pth; did you mean data.mix?",
+        "data.mix.b.weight=0: expected greater than 0",
+    ]
 
 
 @pytest.mark.parametrize(("changes", "problem"), CONFLICTS, ids=[problem for _, problem in CONFLICTS])

@@ -36,7 +36,7 @@ from dpo_cli.data.sources import Row, Source
 from dpo_cli.data.store import Table, TableWriter, open_table, to_batch
 from dpo_cli.data.tokenize import Encoding, TokenizeCounts, end_tokens, tokenize
 from dpo_cli.data.types import Example, Kind, Message
-from dpo_cli.errors import DataError
+from dpo_cli.errors import DataError, one_line
 
 SHOWN = 10
 """Rows named in a message."""
@@ -314,7 +314,7 @@ def _examples(rows: Iterable[Row], recipe: Recipe, counts: Counts) -> Iterator[E
                 raise DataError(f"{row.source}: {problem}") from None
             counts.bad += 1
             if len(counts.first_bad) < SHOWN:
-                counts.first_bad.append(f"{row.source}: {problem}")
+                counts.first_bad.append(one_line(f"{row.source}: {problem}"))
             continue
         if example is None:
             counts.without_preference += 1

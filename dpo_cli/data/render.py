@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from dpo_cli.data.special import END, MARK, SpecialTokens
 from dpo_cli.data.template import CHOICES
 from dpo_cli.data.types import Example, Message
 from dpo_cli.errors import DataError, DpoError
+
+# What apply_chat_template takes for itself; a template would never see it. Templates name their messages so.
+_TAKEN = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
+_RESERVED = _TAKEN - {"tools", "documents"}
+_PROBE = f"{MARK}content{END}"
+
+Apply = Callable[..., str]
+"""Messages through the chat template; ``add_generation_prompt=True`` for an answer to follow."""
+
+
+class Span(NamedTuple):
+    """A stretch of an answer's text."""
+
+    text: str
+    scored: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +37,14 @@ class Rendered:
     """A prompt's text, and for each answer the text that goes on from it."""
 
     prompt: str
-    answers: list[str]
+    answers: list[list[Span]]
+    """The last span is scored. Its text may go on after the answer's end."""
+    after_prompt: str = ""
+    """The end of the prompt's text that nobody but the template wrote; empty if not asked for."""
+    special: str = ""
+    """A special token that stands in what people wrote; empty = none does."""
+    hidden: bool = False
+    """Whether such are to stay text: the texts here are from ``SpecialTokens.for_copy``."""
 
 
 def goes_through_template(
@@ -45,37 +70,72 @@ def goes_through_template(
     return False
 
 
-def render(example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+def check_template_args(given: Mapping[str, Any], place: str) -> None:
+    """
+    Raises:
+        DataError: a name that would not reach the template, or tools that are no JSON schemas.
+    """
+    if reserved := sorted(_RESERVED & given.keys()):
+        raise DataError(f"{place}: {reserved[0]} can't be given to the chat template; expected names it knows itself")
+    tools = given.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise DataError(f"{place}: expected tools to be a list of JSON schemas, found {type(tools).__name__}")
+
+
+def render(
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template_args: Mapping[str, Any],
+    ends: Sequence[str],
+    special: SpecialTokens,
+    after_prompt: bool,
+) -> Rendered:
     """The example through the chat template, each answer as the end of one whole conversation.
 
     Rendering prompt and answer apart would give the answer a system prompt and a beginning of its own. The prompt is
-    what a model is given to generate from.
+    what a model is given to generate from, and so is what precedes each scored turn.
+
+    Args:
+        example: a row.
+        tokenizer: whose template.
+        template_args: for the template, where the row says nothing else.
+        ends: what ends an answer, as text.
+        special: the tokenizer's special tokens, which stay text where the row has them.
+        after_prompt: whether that of ``Rendered`` is wanted.
 
     Raises:
-        DataError: the template refuses the row, or writes the prompt differently once an answer follows, so that
-            there would be no telling where the answer starts.
+        DataError: the template refuses the row, or writes the prompt or a scored turn differently once more follows,
+            so that there would be no telling which tokens are the model's.
     """
-    prompt = _prompt_messages(example)
-    before = _apply(example, tokenizer, prompt, add_generation_prompt=True)
-    answers = []
-    for answer in example.answers:
-        turns = [Message(role="assistant", content=answer)] if isinstance(answer, str) else answer
-        whole = _apply(example, tokenizer, [*prompt, *turns])
-        if not whole.startswith(before):
-            raise DataError(f"{example.source}: {_difference(before, whole)}")
-        answers.append(whole[len(before) :])
-    return Rendered(before, answers)
+    check_template_args(example.template_args, example.source)
+    found = special.first_in([example.prompt, example.answers, example.template_args])
+    if found:
+        _check_can_hide(example, tokenizer, found)
+        hidden = [special.hide(part) for part in (example.prompt, example.answers, example.template_args)]
+        example = replace(example, prompt=hidden[0], answers=hidden[1], template_args=hidden[2])
+    apply = partial(_apply, example, tokenizer, {**template_args, **example.template_args})
+    before = apply(_prompt_messages(example), add_generation_prompt=True)
+    answers = [_answer(example, number, before, apply, ends) for number in range(len(example.answers))]
+    after = _after_content(apply, _prompt_messages(example), add_generation_prompt=True) if after_prompt else ""
+    rendered = Rendered(before, answers, after, found, bool(found))
+    return _for_copy(rendered, special, example.source) if found else rendered
 
 
-def as_it_stands(example: Example) -> Rendered:
-    """A text example as it is. Messages can't be: see ``goes_through_template``."""
-    return Rendered(cast(str, example.prompt), cast(list[str], example.answers))
+def as_it_stands(example: Example, special: SpecialTokens) -> Rendered:
+    """A text example as it is, its special tokens too: it may be a whole conversation that was rendered before.
+
+    Messages can't be: see ``goes_through_template``.
+    """
+    prompt, answers = cast(str, example.prompt), cast(list[str], example.answers)
+    spans = [[Span(answer, True)] for answer in answers]
+    return Rendered(prompt, spans, special=special.first_in([prompt, answers]))
 
 
-def text_after_answer(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+def text_after_answer(example: Example, tokenizer: PreTrainedTokenizerBase, template_args: Mapping[str, Any]) -> str:
     """What the template writes after an answer to this example's prompt."""
-    answer = Message(role="assistant", content="Answer")
-    return _apply(example, tokenizer, [*_prompt_messages(example), answer]).rpartition("Answer")[2]
+    apply = partial(_apply, example, tokenizer, {**template_args, **example.template_args})
+    return _after_content(apply, [*_prompt_messages(example), Message(role="assistant", content="")])
 
 
 def question(example: Example) -> str:
@@ -89,26 +149,91 @@ def _prompt_messages(example: Example) -> list[Message]:
     return [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
 
 
+def _answer(example: Example, number: int, before: str, apply: Apply, ends: Sequence[str]) -> list[Span]:
+    """An answer's spans, each scored turn up to its end and what stands between."""
+    prompt, answer = _prompt_messages(example), example.answers[number]
+    turns = [Message(role="assistant", content=answer)] if isinstance(answer, str) else answer
+    whole = apply([*prompt, *turns])
+    if not whole.startswith(before):
+        raise DataError(f"{example.source}: {_difference('the prompt', before, whole, 'an answer')}")
+    scored = example.scored[number] if example.scored else (0,)
+    if scored == (0,) and len(turns) == 1:
+        return [Span(whole[len(before) :], True)]
+    spans: list[Span] = []
+    place = len(before)
+    for turn in scored:
+        last = turn == len(turns) - 1
+        until = before if turn == 0 else apply([*prompt, *turns[:turn]], add_generation_prompt=True)
+        after = whole if last else apply([*prompt, *turns[: turn + 1]])
+        for part in (until, after):
+            if not whole.startswith(part):
+                what = f"turn {turn + 1} of answer {number + 1}"
+                raise DataError(f"{example.source}: {_difference(what, part, whole, 'more turns')}")
+        start = max(place, len(until))
+        stop = len(whole) if last else _end_of_turn(whole, start, len(after), ends)
+        spans += [Span(whole[place:start], False)] * (start > place) + [Span(whole[start:stop], True)]
+        place = stop
+    return spans
+
+
+def _end_of_turn(whole: str, start: int, stop: int, ends: Sequence[str]) -> int:
+    places = ((whole.find(end, start, stop), end) for end in ends)
+    return min((place + len(end) for place, end in places if place >= 0), default=stop)
+
+
+def _after_content(apply: Apply, messages: list[Message], **options: Any) -> str:
+    """What the template writes after the last message's content."""
+    last = cast(Message, {**messages[-1], "content": _PROBE})
+    return apply([*messages[:-1], last], **options).rpartition(_PROBE)[2]
+
+
+def _check_can_hide(example: Example, tokenizer: PreTrainedTokenizerBase, found: str) -> None:
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise DataError(
+            f"{example.source}: the text {found!r} would become a special token, and this tokenizer "
+            f"({type(tokenizer).__name__}) can't be kept from it; leave the row out or change it"
+        )
+
+
+def _for_copy(rendered: Rendered, special: SpecialTokens, source: str) -> Rendered:
+    try:
+        return replace(
+            rendered,
+            prompt=special.for_copy(rendered.prompt),
+            answers=[[Span(special.for_copy(text), scored) for text, scored in spans] for spans in rendered.answers],
+            after_prompt=special.for_copy(rendered.after_prompt),
+        )
+    except ValueError as error:
+        raise DataError(
+            f"{source}: the chat template changes the text {rendered.special!r}, which must not become a special "
+            "token; leave the row out or change it"
+        ) from error
+
+
 def _apply(
     example: Example,
     tokenizer: PreTrainedTokenizerBase,
+    template_args: Mapping[str, Any],
     messages: list[Message],
     *,
     add_generation_prompt: bool = False,
 ) -> str:
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **template_args
+        )
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise DataError(f"{example.source}: the chat template refuses this dialogue ({error})") from error
     return str(text)
 
 
-def _difference(before: str, whole: str) -> str:
+def _difference(what: str, before: str, whole: str, following: str) -> str:
     same = next(
         (place for place, (one, other) in enumerate(zip(before, whole, strict=False)) if one != other), len(whole)
     )
+    it = "one" if following == "an answer" else "them"
     return (
-        "the chat template writes the prompt differently once an answer follows: "
-        f"after {before[max(0, same - 20) : same]!r} comes {before[same : same + 40]!r} without an answer "
-        f"and {whole[same : same + 40]!r} with one; another template can be given with model.chat_template"
+        f"the chat template writes {what} differently once {following} follow{'s' * (it == 'one')}: "
+        f"after {before[max(0, same - 20) : same]!r} comes {before[same : same + 40]!r} without {following} "
+        f"and {whole[same : same + 40]!r} with {it}; another template can be given with model.chat_template"
     )

@@ -134,15 +134,19 @@ def test_shapes(values: dict[str, Any], prompt: Any, answers: Any) -> None:
 
 
 TEXT = {"prompt": "Q", "chosen": "A", "rejected": "B"}
-SHAPES = (
-    "prompt, chosen, rejected; or chosen, rejected (whole dialogues); or conversations, chosen, rejected (ShareGPT); "
-    "or prompt, completion, label; or messages, label; or prompt, completions, scores (or ranks)"
-)
 BAD = [
-    ({"text": "x", "label": 1}, f"no column chosen or rejected: found label, text; expected {SHAPES}"),
-    ({"prompt": "Q", "chosen": "A"}, f"no column rejected: found chosen, prompt; expected {SHAPES}"),
+    (
+        {"text": "x", "tag": 1},
+        "no shape has the columns tag, text: data.columns says where a field is, and docs/data.md lists the shapes",
+    ),
+    (
+        {"prompt": "Q", "chosen": "A"},
+        "no shape has the columns chosen, prompt: the nearest, prompt_pair, lacks rejected; data.columns says where a "
+        "field is, and docs/data.md lists the shapes",
+    ),
     (TEXT | {"chosen": 3}, "chosen: expected text or a list of messages, found int"),
-    (TEXT | {"prompt": None}, "prompt: expected text or a list of messages, found null"),
+    (TEXT | {"prompt": None}, "chosen: with no column prompt, expected text that starts with Human:, found 'A'"),
+    (TEXT | {"prompt": 7}, "prompt: expected text or a list of messages, found int"),
     (TEXT | {"rejected": []}, "rejected: expected at least one message, found none"),
     (TEXT | {"chosen": ["A"]}, "chosen, message 1: expected an object with role and content, found str"),
     (TEXT | {"chosen": [{"content": "A"}]}, "chosen, message 1: expected text in role, found no such key"),
@@ -153,15 +157,18 @@ BAD = [
     (TEXT | {"chosen": {"role": "assistant", "content": None}}, "chosen: expected text in content, found null"),
     (
         TEXT | {"chosen": {"role": "assistant", "content": [{"type": "image"}]}},
-        "chosen: expected text in content, found list",
+        "chosen: expected text in content, found a list with a part of type image",
     ),
     (TEXT | {"chosen": {"from": "gpt", "content": "A"}}, "chosen: expected text in value, found no such key"),
     (
         TEXT | {"prompt": [{"role": "critic", "content": "Q"}]},
         "prompt, message 1: expected role to be one of system, user, assistant, tool, human, gpt, chatgpt, bing, bard, "
-        "found 'critic'",
+        "function_call, tool_call, observation, tool_response, function, found 'critic'",
     ),
-    (TEXT | {"chosen": assistant("") | {"tool_calls": [{}]}}, "chosen: tool_calls are not supported"),
+    (
+        TEXT | {"chosen": assistant("") | {"tool_calls": [{}]}},
+        "chosen, tool call 1: expected an object with a function's name and arguments, found an object with nothing",
+    ),
     (TEXT | {"chosen": "\ud83d"}, "chosen: half a character (\\ud83d) at 1"),
     (TEXT | {"chosen": " \n"}, "chosen is empty"),
     (TEXT | {"rejected": ""}, "rejected is empty"),
@@ -186,7 +193,7 @@ BAD = [
             "chosen": [user("Q"), assistant("A")],
             "rejected": [user("Q"), assistant("A"), user("R"), assistant("B")],
         },
-        "chosen and rejected differ before the last turn, from message 2 on",
+        "chosen ends with message 2, where rejected is the same and goes on",
     ),
     (
         {"chosen": [assistant("A")], "rejected": [assistant("B")]},

@@ -90,7 +90,12 @@ BAD: list[tuple[Columns, dict[str, Any], str]] = [
         "completions, answer 1 and completions, answer 3 are the same",
     ),
     (Columns(), {"prompt": "Q", "completion": "A", "label": "yes"}, "label: expected true or false, found 'yes'"),
-    (Columns(), {"prompt": "Q", "completion": "A", "label": None}, "label: expected true or false, found None"),
+    (
+        Columns(),
+        {"prompt": "Q", "completion": "A", "label": None},
+        "no shape has the columns completion, prompt: the nearest, judged, lacks label; data.columns says where a field "
+        "is, and docs/data.md lists the shapes",
+    ),
     (Columns(), {"prompt": "Q", "completion": " ", "label": True}, "completion is empty"),
     (Columns(weight="w"), PAIR, "w: expected a number, found no such column"),
     (Columns(weight="w"), {**PAIR, "w": -1}, "w: expected a weight that is not negative, found -1"),

@@ -1,0 +1,35 @@
+"""The hash of a file's content, remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from filelock import FileLock
+
+
+def file_hash(file: Path, cache: Path) -> str:
+    """SHA-256 of a file, remembered by what the file system says of it, so that a 70B is not read at every start."""
+    stat = file.resolve().stat()
+    identity = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+    memory = cache / "file-hashes.json"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(memory.with_suffix(".lock")):
+        known = _read(memory)
+        if identity not in known:
+            with file.open("rb") as stream:
+                known[identity] = hashlib.file_digest(stream, "sha256").hexdigest()
+            partial = memory.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(known), encoding="utf-8")
+            partial.replace(memory)
+        return known[identity]
+
+
+def _read(memory: Path) -> dict[str, str]:
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # it only saves time: start over
+        return {}
+    return known if isinstance(known, dict) else {}
