@@ -20,6 +20,7 @@ from dpo_cli.config_adapters import AdapterConfig, NewAdapterConfig
 from dpo_cli.config_losses import LossConfig, SumConfig, kind_of
 from dpo_cli.config_optim import OptimConfig, optim_conflicts
 from dpo_cli.config_types import Auto, CountFromZero, PositiveInt, Precision, Section
+from dpo_cli.data.formats import reading_problems
 from dpo_cli.errors import ConfigError
 
 
@@ -307,9 +308,11 @@ def _explain(
 
 
 def _known(parts: Sequence[str], known: Container[str]) -> bool:
-    """Whether there is such a key; the keys of a sum's terms are those of losses."""
+    """Whether there is such a key; a sum's terms have the keys of losses, and a mixture's sources keys of their own."""
     if len(parts) == 4 and parts[:2] == ["loss", "terms"]:
         parts = ["loss", parts[3]]
+    if len(parts) == 4 and parts[:2] == ["data", "mix"]:
+        return parts[3] in MixedConfig.model_fields
     return ".".join(parts) in known
 
 
@@ -381,8 +384,11 @@ def _source_conflicts(data: DataConfig) -> Iterator[str]:
         yield "data.path has no value: give it one, data.path=..., or several sources, data.mix={...}"
     if data.path is not None and data.mix is not None:
         yield f"data.path={data.path} has no effect with data.mix: put it in there"
+    yield from reading_problems(data.shape, data.columns)
     mix = data.mix or {}
     for name, part in mix.items():
+        own = reading_problems(part.shape or data.shape, data.columns if part.columns is None else part.columns)
+        yield from (f"data.mix.{name}: {problem}" for problem in own if part.shape or part.columns)
         if part.rows is not None and part.weight is not None:
             yield f"data.mix.{name}: rows and weight contradict each other: give one"
     weighed = [name for name, part in mix.items() if part.weight is not None]

@@ -99,7 +99,7 @@ def test_what_would_change_it_makes_another(bench: Bench) -> None:
                 {"kind": "answers"},
                 {"limit": 5},
                 {"on_bad_row": "skip"},
-                {"reading": Reading(system="S")},
+                {"reading": Reading(loss_on="differing")},
                 *(
                     {"encoding": Encoding(**change)}
                     for change in ({"max_length": 63}, {"max_length": 64, "text": "plain"})
@@ -160,7 +160,7 @@ def test_bad_rows_stop_it_and_nothing_is_left(bench: Bench) -> None:
     with pytest.raises(DataError) as error:
         bench.make(pair("p"), BAD, pair("q"), BAD)
     first, second, summary = str(error.value).splitlines()
-    assert first.startswith("line 2: no column rejected")
+    assert first.startswith("line 2: no shape has the columns")
     assert second.startswith("line 4: ")
     assert summary == "... 2 bad rows in the first 4; data.on_bad_row=skip leaves such rows out and counts them"
     assert bench.left() == set()
@@ -258,7 +258,7 @@ def test_other_processes_make_the_same_table(bench: Bench, monkeypatch: pytest.M
     together = bench.make(*rows, BAD, recipe=replace(RECIPE, on_bad_row="skip"), identity="again", workers=2)
     assert alone.facts == together.facts
     assert [plain(alone, row) for row in range(29)] == [plain(together, row) for row in range(29)]
-    with pytest.raises(DataError, match="line 30: no column rejected"):  # raised over there, told here
+    with pytest.raises(DataError, match="line 30: no shape has the columns"):  # raised over there, told here
         bench.make(*rows, BAD, workers=2)
     with pytest.raises(DataError, match="line 30: the loss compares answers"):
         bench.make(*rows, {"prompt": "p", "completion": "a", "label": True}, workers=2)

@@ -93,8 +93,8 @@ BAD: list[tuple[Columns, dict[str, Any], str]] = [
     (
         Columns(),
         {"prompt": "Q", "completion": "A", "label": None},
-        "no shape has the columns completion, prompt: the nearest, judged, lacks label; data.columns says where a field "
-        "is, and docs/data.md lists the shapes",
+        "no shape has the columns completion, prompt: the nearest, judged, lacks label; data.columns says where a "
+        "field is, and docs/data.md lists the shapes",
     ),
     (Columns(), {"prompt": "Q", "completion": " ", "label": True}, "completion is empty"),
     (Columns(weight="w"), PAIR, "w: expected a number, found no such column"),

@@ -99,5 +99,7 @@ def check_counts(uncut: list[Encoded], cut: list[Encoded]) -> None:
         "answers_truncated": sum(len(new) != len(old) for old, new in answers),
         "dropped_too_long": sum(each.left_out == "too_long" for each in cut),
         "made_equal": sum(each.left_out == "made_equal" for each in cut),
+        "nothing_scored": 0,
+        "special_in_text": sum(bool(each.special_in_text) for each in cut),
         "longest": max(len(each.group.prompt_ids) + max(map(len, each.group.answers)) for each in uncut),
     }

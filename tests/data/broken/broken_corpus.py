@@ -258,6 +258,32 @@ ROWS = [
     RowCase("content is a number", answered(user(3)), ("prompt", "message 1")),
     RowCase("a turn without content", answered({"role": "user"}), ("prompt", "message 1")),
     RowCase("a turn without a role", answered({"content": "p"}), ("prompt", "message 1")),
+    RowCase(
+        "a system turn that comes late", answered(user("p"), {"role": "system", "content": "s"}), ("prompt", "system")
+    ),
+    RowCase("a tool turn that comes first", answered({"role": "tool", "content": "4"}), ("prompt", "tool")),
+    RowCase("a prompt that ends with an answer", answered(user("p"), assistant("q")), ("prompt",)),
+    RowCase(
+        "a tool call without a function",
+        answered(user("p"), {**assistant(""), "tool_calls": [{"id": "1"}]}, user("q")),
+        ("prompt", "function"),
+    ),
+    RowCase(
+        "tool calls that are text",
+        answered(user("p"), {**assistant(""), "tool_calls": "add(1, 2)"}, user("q")),
+        ("prompt", "message 2"),
+    ),
+    RowCase("a picture", answered(user([{"type": "image_url", "image_url": {"url": "x"}}])), ("prompt", "message 1")),
+    RowCase("tools that are text", PAIR | {"tools": "calculator"}, ("tools",)),
+    RowCase("tools that are numbers", PAIR | {"tools": [1]}, ("tools",)),
+    RowCase(
+        "template arguments that are text",
+        PAIR | {"chat_template_kwargs": "enable_thinking"},
+        ("chat_template_kwargs",),
+    ),
+    RowCase(
+        "template arguments that are not the row's", PAIR | {"chat_template_kwargs": {"messages": []}}, ("messages",)
+    ),
     RowCase("an unknown role", answered({"role": "wizard", "content": "p"}), ("prompt", "wizard")),
     RowCase("a role that is a list", answered({"role": ["user"], "content": "p"}), ("prompt", "message 1")),
     RowCase("a role of 10 MB", answered({"role": "r" * LONG, "content": "p"}), ("prompt", "message 1")),
@@ -293,6 +319,7 @@ ROWS = [
     RowCase("scores of another length", RANKED | {"scores": [1, 2]}, ("scores", "3"), "rankings"),
     RowCase("a score that is NaN", RANKED | {"scores": [1, float("nan"), 2]}, ("scores", "finite"), "rankings"),
     RowCase("a score that is infinite", RANKED | {"scores": [1, float("-inf"), 2]}, ("scores", "finite"), "rankings"),
+    RowCase("a score beyond all floats", RANKED | {"scores": [1, 10**400, 2]}, ("scores", "finite"), "rankings"),
     RowCase("a score of words", RANKED | {"scores": [1, "high", 2]}, ("scores", "number 2"), "rankings"),
     RowCase("a score that is null", RANKED | {"scores": [1, None, 2]}, ("scores", "number 2"), "rankings"),
     RowCase("a score that is true", RANKED | {"scores": [1, True, 2]}, ("scores", "number 2"), "rankings"),
@@ -455,6 +482,11 @@ FINE = [
     ),
     FineCase(
         "mixed shapes", file("rows.jsonl", lines(PAIR, OTHER | {"prompt": [user(OTHER["prompt"])]})), (PAIR, OTHER)
+    ),
+    FineCase(
+        "messages as JSON in a csv",
+        file("rows.csv", b'prompt,chosen,rejected\n"[{""role"": ""user"", ""content"": ""Sort: b a""}]",a b,b a\n'),
+        (PAIR,),
     ),
     FineCase("a folder that is in itself", folder_in_itself, (PAIR, OTHER)),
     FineCase("an Arrow stream", file("rows.arrow", arrow_stream(PAIR, OTHER)), (PAIR, OTHER)),
