@@ -20,7 +20,7 @@ from dpo_cli.data.load import Data
 from dpo_cli.errors import CheckpointError
 from dpo_cli.evaluation.preferences import evaluate_preferences
 from dpo_cli.losses import Loss, make_loss
-from dpo_cli.model.adapters import find_files
+from dpo_cli.model.files import find_files
 from dpo_cli.objective import Objective
 from dpo_cli.run_folder import write_json
 from dpo_cli.tracking.console import Console

@@ -24,8 +24,9 @@ from dpo_cli.distributed import device, rank
 from dpo_cli.engine.frozen import Frozen
 from dpo_cli.engine.second_adapter import SecondAdapter
 from dpo_cli.errors import DpoError
-from dpo_cli.model.adapters import AsReference, ModelFiles, NewAdapter
+from dpo_cli.model.adapters import AsReference, NewAdapter
 from dpo_cli.model.attention import own_attention
+from dpo_cli.model.files import ModelFiles
 from dpo_cli.model.load import LoadedModel, attach, load_model, load_tokenizer
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.precision import choose_precision

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dpo_cli.config import ModelConfig, ReferenceConfig
 from dpo_cli.config_adapters import ExistingAdapterConfig, NewAdapterConfig
 from dpo_cli.errors import DpoError
-from dpo_cli.model.adapters import ModelFiles, NewAdapter, find_files
+from dpo_cli.model.adapters import NewAdapter
+from dpo_cli.model.files import ModelFiles, find_files
 
 
 def policy_files(model: ModelConfig) -> ModelFiles:

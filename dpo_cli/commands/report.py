@@ -15,7 +15,7 @@ from rich.table import Table
 from dpo_cli.config import TrainConfig
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.losses.loss import Modifiers
-from dpo_cli.model.adapters import ModelFiles
+from dpo_cli.model.files import ModelFiles
 from dpo_cli.tracking.console import Console
 
 _SHOWN_SAMPLES = 5

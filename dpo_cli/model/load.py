@@ -13,17 +13,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo_cli.errors import DpoError
-from dpo_cli.model.adapters import (
-    CONFIG_FILE,
-    Adapter,
-    ModelFiles,
-    NewAdapter,
-    add_adapter,
-    find_files,
-    hold_in_bfloat16,
-    load_adapter,
-)
+from dpo_cli.model.adapters import Adapter, NewAdapter, add_adapter, hold_in_bfloat16, load_adapter
 from dpo_cli.model.attention import GROUP_ATTENTION
+from dpo_cli.model.files import CONFIG_FILE, ModelFiles, find_files
 
 # Layer kinds whose whole notion of the past is the attention function's. Recurrent, convolution and chunked
 # layers keep or mask it elsewhere, and would mix answers without any error.

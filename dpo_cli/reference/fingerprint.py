@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from dpo_cli.file_hash import file_hash
-from dpo_cli.model.adapters import ModelFiles, adapter_files
+from dpo_cli.model.files import ModelFiles, adapter_files
 
 
 def reference_identity(

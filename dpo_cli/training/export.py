@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from dpo_cli.errors import StorageError
-from dpo_cli.model.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, saved_names
+from dpo_cli.model.adapters import Adapter, saved_names
+from dpo_cli.model.files import CONFIG_FILE, WEIGHTS_FILE
 
 
 def export(

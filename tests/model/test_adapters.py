@@ -20,15 +20,14 @@ from dpo_cli.model.adapters import (
     REFERENCE,
     Adapter,
     AsReference,
-    ModelFiles,
     NewAdapter,
     add_adapter,
-    find_files,
     hold_in_bfloat16,
     load_adapter,
     saved_names,
 )
 from dpo_cli.model.attention import GROUP_ATTENTION
+from dpo_cli.model.files import ModelFiles, find_files
 from dpo_cli.model.flops import FlopsModel
 from dpo_cli.model.policy import Policy
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpo_cli import file_hash
-from dpo_cli.model.adapters import ModelFiles
+from dpo_cli.model.files import ModelFiles
 from dpo_cli.reference.fingerprint import reference_identity
 
 
