@@ -14,6 +14,7 @@ from dpo_cli.errors import DpoError, ExitCode
 COMMANDS = {
     "train": "train a model on preferences; -m sweeps over values",
     "precompute-ref": "compute and keep the reference's log-probs, and nothing else",
+    "inspect": "show what training will see of the rows, and audit them all",
     "eval": "held-out preference metrics, samples and drift of a run or a model",
 }
 HELPERS = {
@@ -32,13 +33,14 @@ commands
 first steps
   dpo train +experiment=quickstart              everything is inside: no network, no GPU, about a minute
   dpo train model.path=MODEL data.path=DATA     a hub id or a folder; a hub id, a file or a folder
+  dpo inspect model.path=MODEL data.path=DATA   the same rows, token by token, and what is wrong with them
   dpo train --help                              every key with its default, and the recipes
   dpo train +experiment=NAME --cfg job          the composed configuration, without running it
   dpo train -m loss.beta=0.05,0.1,0.5           a sweep: one reference pass, three runs
 
 exit codes
-  0 done · 2 usage or data · 3 no valid checkpoint · 70 internal error · 74 input/output
-  75 preempted, the same command with resume=auto goes on · 76 numbers went bad
+  0 done · 1 dpo inspect found what --fail-on names · 2 usage or data · 3 no valid checkpoint · 70 internal error
+  74 input/output · 75 preempted, the same command with resume=auto goes on · 76 numbers went bad
 """
 
 
@@ -74,6 +76,29 @@ def describe(error: OSError) -> str:
     return f"{what}{where} (DPO_TRACEBACK=1 shows where)"
 
 
+def as_overrides(words: Sequence[str]) -> list[str]:
+    """``dpo inspect``'s own flags as keys of the configuration.
+
+    Raises:
+        DpoError: a flag that lacks its value.
+    """
+    found = []
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if word == "--json":
+            found.append("inspect.as_json=true")
+        elif flag in ("--html", "--fail-on"):
+            value = value if equals else next(rest, "")
+            if not value:
+                raise DpoError(f"{flag} needs a value: {'a file' if flag == '--html' else 'a level, or findings'}")
+            quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+            found.append(f"inspect.html={quoted}" if flag == "--html" else f"inspect.fail_on=[{value}]")
+        else:
+            found.append(word)
+    return found
+
+
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -105,7 +130,7 @@ def _run(words: list[str]) -> int:
         case _ if name in COMMANDS:
             from dpo_cli.compose import run_command
 
-            return run_command(name, rest)
+            return run_command(name, as_overrides(rest) if name == "inspect" else rest)
         case _:
             near = difflib.get_close_matches(name, [*COMMANDS, *HELPERS], n=1)
             hint = f"did you mean {near[0]}? " if near else ""

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError  # type: ignore[import-untyped] # OmegaConf reads files with it
 
-from dpo_cli.config import EvaluateConfig, TrainConfig, read_config
+from dpo_cli.config import EvaluateConfig, InspectConfig, TrainConfig, read_config
 from dpo_cli.errors import ConfigError, DpoError, ExitCode, Preempted
 from dpo_cli.overrides import add_plus, apart, asks_for_sweep, check_options, explain, explain_yaml, is_flag, targets
 from dpo_cli.run_folder import read
@@ -35,6 +35,7 @@ SCHEMAS: dict[str, type[TrainConfig] | type[EvaluateConfig]] = {
     "train": TrainConfig,
     "precompute-ref": TrainConfig,
     "eval": EvaluateConfig,
+    "inspect": InspectConfig,
 }
 
 _QUICKSTART_ASSETS = Path(__file__).parent / "quickstart" / "assets"

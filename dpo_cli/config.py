@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
+from dpo_cli.config_adapters import AdapterConfig, NewAdapterConfig
 from dpo_cli.config_losses import LossConfig, SumConfig, kind_of
 from dpo_cli.config_optim import OptimConfig, optim_conflicts
 from dpo_cli.config_types import Auto, CountFromZero, PositiveInt, Precision, Section
@@ -27,6 +28,7 @@ class ModelConfig(Section):
     revision: str | None
     chat_template: str | None
     attention: Literal["auto", "groups", "plain"]
+    adapter: AdapterConfig = Field(discriminator="name")
 
 
 class MixedConfig(Section):
@@ -71,9 +73,10 @@ class DataConfig(Section):
 
 
 class ReferenceConfig(Section):
-    mode: Literal["cached", "live", "none"]
+    mode: Literal["cached", "live", "adapter_off", "none"]
     path: str | None
     cache_dir: str | None
+    sharded: bool | Auto
     update_every: PositiveInt | None
     update_mix: Annotated[float, Field(gt=0, le=1, strict=True)] | None
 
@@ -132,6 +135,19 @@ class TrainConfig(Section):
     seed: CountFromZero
     run_dir: str | None
     resume: str
+
+
+class InspectSection(Section):
+    rows: CountFromZero
+    as_json: bool
+    html: str | None
+    fail_on: list[str]
+
+
+class InspectConfig(TrainConfig):
+    """What ``dpo inspect`` takes: everything that ``dpo train`` does, and what to show."""
+
+    inspect: InspectSection
 
 
 class EvaluateConfig(Section):
@@ -205,25 +221,42 @@ def _without_tags(place: Sequence[str], schema: type[BaseModel]) -> list[str]:
         del parts[4]
     if len(parts) > 1 and first is not None and len(sections(first.annotation)) > 1:
         del parts[1]
+    if len(parts) > 2 and parts[:2] == ["model", "adapter"]:
+        del parts[2]
     return parts
 
 
 def _no_such_key(key: str, tree: Mapping[str, Any], schema: type[BaseModel]) -> str:
     """Why a key that some alternative of its section has is unknown here, or which one was meant."""
-    section, _, name = key.partition(".")
-    field = schema.model_fields.get(section)
-    chosen = tree.get(section, {})
-    if field is None or key not in valid_keys(schema) or not isinstance(chosen, Mapping):
+    section, _, name = key.rpartition(".")
+    chosen: Any = tree
+    for part in section.split("."):
+        chosen = chosen.get(part) if isinstance(chosen, Mapping) else None
+    if key not in valid_keys(schema) or not isinstance(chosen, Mapping):
         return nearest_key(key, schema)
     own = next(
         (
             [other for other in model.model_fields if other != "name"]
-            for model in sections(field.annotation)
+            for model in _alternatives(section, schema)
             if chosen.get("name") in get_args(model.model_fields["name"].annotation)
         ),
         [],
     )
-    return f": {section}={chosen.get('name')} makes no use of {name}; its keys are {', '.join(own) or 'none'}"
+    chosen_option = f"{section.replace('.', '/')}={chosen.get('name')}"
+    return f": {chosen_option} makes no use of {name}; its keys are {', '.join(own) or 'none'}"
+
+
+def _alternatives(section: str, schema: type[BaseModel]) -> list[type[BaseModel]]:
+    """The models that a section, such as ``optim`` or ``model.adapter``, may hold."""
+    models: list[type[BaseModel]] = [schema]
+    for part in filter(None, section.split(".")):
+        models = [
+            inner
+            for model in models
+            if part in model.model_fields
+            for inner in sections(model.model_fields[part].annotation)
+        ]
+    return models
 
 
 def nearest_key(key: str, schema: type[BaseModel]) -> str:
@@ -232,7 +265,11 @@ def nearest_key(key: str, schema: type[BaseModel]) -> str:
     if key in keys.values():
         options = _options_with(key, schema)
         few = f"; it is a key of {' or '.join(options)}"
-        return few if 0 < len(options) <= 4 else f": the chosen {key.partition('.')[0]} makes no use of it"
+        return (
+            few
+            if 0 < len(options) <= 4
+            else f": the chosen {key.rpartition('.')[0].replace('.', '/')} makes no use of it"
+        )
     wanted = key.lower()
     near = (
         [k for k in keys if k.rsplit(".", 1)[-1] == wanted.rsplit(".", 1)[-1]]  # right name, wrong section
@@ -243,11 +280,11 @@ def nearest_key(key: str, schema: type[BaseModel]) -> str:
 
 def _options_with(key: str, schema: type[BaseModel]) -> list[str]:
     """The options of a group that have a key, where not all have the same: ``optim=rmsprop`` for ``optim.alpha``."""
-    section, _, name = key.partition(".")
-    field = schema.model_fields.get(section)
-    models = sections(field.annotation) if field else []
+    section, _, name = key.rpartition(".")
+    models = _alternatives(section, schema)
+    group = section.replace(".", "/")
     having = [model for model in models if len(models) > 1 and name in model.model_fields]
-    return [f"{section}={option}" for model in having for option in get_args(model.model_fields["name"].annotation)]
+    return [f"{group}={option}" for model in having for option in get_args(model.model_fields["name"].annotation)]
 
 
 def _explain(
@@ -283,9 +320,11 @@ def _explain(
 
 
 def _known(parts: Sequence[str], known: Container[str]) -> bool:
-    """Whether there is such a key; the keys of a sum's terms are those of losses."""
+    """Whether there is such a key; a sum's terms have the keys of losses, and a mixture's sources keys of their own."""
     if len(parts) == 4 and parts[:2] == ["loss", "terms"]:
         parts = ["loss", parts[3]]
+    if len(parts) == 4 and parts[:2] == ["data", "mix"]:
+        return parts[3] in MixedConfig.model_fields
     return ".".join(parts) in known
 
 
@@ -338,20 +377,32 @@ def _conflicts(config: Section) -> Iterator[str]:
     yield from _loss_conflicts(config)
     if isinstance(config, TrainConfig):
         yield from _train_conflicts(config)
+    elif config.run is None and isinstance(config.model.adapter, NewAdapterConfig):
+        yield (
+            f"model/adapter={config.model.adapter.name} has no effect in `dpo eval`: nothing is trained; name a "
+            "trained adapter's folder with model.path"
+        )
     elif config.run is None and config.reference.update_every is not None:
         yield "reference.update_every has no effect in `dpo eval`: nothing is trained"
+    elif config.run is None and config.reference.sharded != "auto":
+        yield "reference.sharded has no effect in `dpo eval`: nothing is sharded there"
     elif config.run is None and config.data.eval is not None:
         yield "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
 
 
 def _source_conflicts(data: DataConfig) -> Iterator[str]:
     """Of where rows come from."""
+    from dpo_cli.data.formats import reading_problems  # not above: it takes numpy, which help has no need of
+
     if data.path is None and not data.mix:
         yield "data.path has no value: give it one, data.path=..., or several sources, data.mix={...}"
     if data.path is not None and data.mix is not None:
         yield f"data.path={data.path} has no effect with data.mix: put it in there"
+    yield from reading_problems(data.shape, data.columns)
     mix = data.mix or {}
     for name, part in mix.items():
+        own = reading_problems(part.shape or data.shape, data.columns if part.columns is None else part.columns)
+        yield from (f"data.mix.{name}: {problem}" for problem in own if part.shape or part.columns)
         if part.rows is not None and part.weight is not None:
             yield f"data.mix.{name}: rows and weight contradict each other: give one"
     weighed = [name for name, part in mix.items() if part.weight is not None]
@@ -422,14 +473,24 @@ def _train_conflicts(config: TrainConfig) -> Iterator[str]:
     if train.keep_best is not None and (train.eval_every is None or train.save_every is None):
         yield f"train.keep_best={train.keep_best} has no effect without train.eval_every and train.save_every"
     reference = config.reference
-    if reference.mode == "live" and reference.cache_dir is not None:
-        yield "reference.cache_dir has no effect with reference.mode=live: nothing is kept"
+    if reference.mode in ("live", "adapter_off") and reference.cache_dir is not None:
+        yield f"reference.cache_dir has no effect with reference.mode={reference.mode}: nothing is kept"
+    if reference.mode == "adapter_off" and reference.path is not None:
+        yield "reference.path has no effect with reference.mode=adapter_off: the reference is the model itself"
+    if reference.sharded != "auto" and (reference.mode != "live" or not config.loss.needs_reference):
+        yield (
+            "reference.sharded has no effect: only a second model is shared out, which there is with "
+            "reference.mode=live and a loss that needs a reference"
+        )
     if reference.update_every is None and reference.update_mix is not None:
         yield f"reference.update_mix={reference.update_mix} has no effect without reference.update_every"
     if reference.update_every is not None:
         if reference.update_mix is None:
             yield "reference.update_mix has no value: which share of the policy, such as 0.6"
-        if reference.mode != "live" or not config.loss.needs_reference:
-            yield "reference.update_every moves the reference: it needs reference.mode=live and a loss with a reference"
+        if reference.mode not in ("live", "adapter_off") or not config.loss.needs_reference:
+            yield (
+                "reference.update_every moves the reference: it needs reference.mode=live or adapter_off, and a loss "
+                "with a reference"
+            )
     if config.resume != "none" and config.run_dir is None:
         yield f"resume={config.resume} needs run_dir, the folder to go on in"

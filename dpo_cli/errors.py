@@ -4,6 +4,7 @@ A ``DpoError`` is something the user can mend: the command line prints its messa
 traceback. Anything else that escapes is a bug and keeps its traceback (exit code 70).
 
     DpoError                      2   usage or data
+    ├── FindingsError             1   rows have what --fail-on names
     ├── DataError                 2   rows, files, tokens
     ├── CheckpointError           3   no valid checkpoint where one was asked for
     ├── StorageError             74   disk full, unreadable, unwritable
@@ -21,6 +22,7 @@ class ExitCode(IntEnum):
     """The exit codes of every ``dpo`` command."""
 
     DONE = 0
+    FINDINGS = 1
     USAGE = 2
     NO_CHECKPOINT = 3
     INTERNAL = 70
@@ -45,6 +47,12 @@ class ConfigError(DpoError):
 
 class DataError(DpoError):
     """Rows or files that are not what training needs."""
+
+
+class FindingsError(DpoError):
+    """An audit found what it was told to fail on."""
+
+    exit_code = ExitCode.FINDINGS
 
 
 class CheckpointError(DpoError):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from dpo_cli.config import EvaluateConfig, TrainConfig
+from dpo_cli.config import EvaluateConfig, InspectConfig, TrainConfig
 from dpo_cli.errors import DpoError, ExitCode
 
 _SECONDS_TO_END = 20.0
@@ -35,6 +35,9 @@ def run_once(command: str, config: TrainConfig | EvaluateConfig) -> int:
     Raises:
         DpoError: what the command raises, when it runs in this process.
     """
+    if isinstance(config, InspectConfig):  # nothing of it is shared out
+        _call(command, config)
+        return int(ExitCode.DONE)
     count = config.launch.num_processes
     processes = _devices() if count == "auto" else count
     if processes == 1:
@@ -124,6 +127,10 @@ def _call(command: str, config: TrainConfig | EvaluateConfig) -> None:
             from dpo_cli.commands import evaluate
 
             evaluate.run(config)
+        elif isinstance(config, InspectConfig):
+            from dpo_cli.commands import inspect
+
+            inspect.run(config)
         elif command == "precompute-ref":
             from dpo_cli.commands import precompute_ref
 

@@ -181,7 +181,7 @@ MISTAKES = {
     "file: in eval": mistake("eval", "--config-dir=mine", "+experiment=typo", *GIVEN, says=["loss.betta"]),
     # commands and flags
     "mistyped command": mistake("trian", says=[["no command trian", "did you mean train?"]]),
-    "no such command": mistake("xyzzy", says=[["no command xyzzy", "commands: train, precompute-ref, eval"]]),
+    "no such command": mistake("xyzzy", says=[["no command xyzzy", "commands: train, precompute-ref, inspect, eval"]]),
     "no such shell": mistake("completion", "tcsh", says=[["bash", "zsh", "fish"]]),
     "eval sweeps": mistake("eval", "-m", *GIVEN, "loss.beta=1,2", says=["dpo eval does not take -m"]),
     "precompute-ref sweeps": mistake(
@@ -311,7 +311,7 @@ def test_an_experiment_of_ones_own(shown: dict[str, str]) -> None:
     assert shown["own experiment"] == shown["cfg"]
 
 
-@pytest.mark.parametrize("command", ["train", "precompute-ref", "eval"])
+@pytest.mark.parametrize("command", ["train", "precompute-ref", "eval", "inspect"])
 def test_help_lists_keys_and_recipes(command: str, shown: dict[str, str]) -> None:
     text = shown[f"{command} help"]
     assert text.startswith(f"dpo {command}: ")
@@ -334,7 +334,7 @@ def test_configs_prints_a_folder_with_the_files(shown: dict[str, str]) -> None:
 
 
 COMPLETIONS = {
-    "dpo ": ["train ", "precompute-ref ", "eval ", "import ", "configs ", "completion "],
+    "dpo ": ["train ", "precompute-ref ", "inspect ", "eval ", "import ", "configs ", "completion "],
     "dpo tr": ["train "],
     "dpo train loss=": [f"loss={name}" for name in LOSSES],
     "dpo train engine=z": ["engine=zero3"],
@@ -452,7 +452,7 @@ BAD = {
     "no object": data("not-an-object.jsonl", says=["not-an-object.jsonl, line 2", "expected an object, found a list"]),
     "no UTF-8": data("latin.jsonl", says=["latin.jsonl, line 1", "UTF-8"]),
     "row without answer": data(
-        "no-answer.jsonl", says=["no-answer.jsonl, line 2", "no column rejected", "data.on_bad_row=skip"]
+        "no-answer.jsonl", says=["no-answer.jsonl, line 2", "lacks rejected", "data.on_bad_row=skip"]
     ),
     "equal answers": data("equal.jsonl", says=["equal.jsonl, line 3", "the same", "data.on_bad_row=skip"]),
     "empty answer": data("empty.jsonl", says=["empty.jsonl, line 2", "rejected is empty", "data.on_bad_row=skip"]),

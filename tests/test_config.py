@@ -145,7 +145,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("engine.zero_stage", "2", "engine.zero_stage='2': expected 0, 1, 2 or 3 or 'auto'"),
     ("train.tokens_per_micro_batch", "many", f"train.tokens_per_micro_batch='many': {INTEGER} or 'auto'"),
     ("train.precision", "fp16", "train.precision='fp16': expected 'auto', 'fp32' or 'bf16'"),
-    ("reference.mode", "online", "reference.mode='online': expected 'cached', 'live' or 'none'"),
+    ("reference.mode", "online", "reference.mode='online': expected 'cached', 'live', 'adapter_off' or 'none'"),
+    ("reference.sharded", "some", "reference.sharded='some': expected boolean, unable to interpret input or 'auto'"),
     (
         "optim.schedule",
         "step",
@@ -261,6 +262,8 @@ GOOD = [
     {"data__truncate_prompt": "end"},
     {"data__template_args": {"enable_thinking": False}},
     {"reference__mode": "live"},
+    {"reference__mode": "live", "reference__sharded": True, "engine__zero_stage": 2},
+    {"reference__mode": "live", "reference__sharded": False, "engine__zero_stage": 3},
     {"reference__mode": "cached", "reference__cache_dir": "cache"},
     {"resume": "none"},
     {"resume": "auto", "run_dir": "runs/a"},
@@ -308,7 +311,8 @@ LOSS_CONFLICTS = [
     (
         {"reference__update_every": 5},
         "reference.update_mix has no value: which share of the policy, such as 0.6",
-        "reference.update_every moves the reference: it needs reference.mode=live and a loss with a reference",
+        "reference.update_every moves the reference: it needs reference.mode=live or adapter_off, and a loss with a "
+        "reference",
     ),
     ({"reference__update_mix": 0.5}, "reference.update_mix=0.5 has no effect without reference.update_every"),
     (
@@ -394,6 +398,18 @@ CONFLICTS = [
         {"reference__mode": "live", "reference__cache_dir": "cache"},
         "reference.cache_dir has no effect with reference.mode=live: nothing is kept",
     ),
+    *(
+        (
+            changes,
+            "reference.sharded has no effect: only a second model is shared out, which there is with "
+            "reference.mode=live and a loss that needs a reference",
+        )
+        for changes in (
+            {"reference__sharded": True},
+            {"reference__sharded": False, "engine__zero_stage": 3},
+            {"reference__sharded": True, "reference__mode": "live", "loss": settings("simpo")},
+        )
+    ),
     (
         {"optim__schedule": "cosine_with_min_lr"},
         "optim.schedule=cosine_with_min_lr needs optim.min_lr_ratio, the share of optim.lr that it ends at",
@@ -442,6 +458,74 @@ def test_held_out_data_has_no_effect_in_an_evaluation_of_a_model() -> None:
         "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
     ]
     assert read_config(tree_of("eval", data__eval=0.1, run="runs/a"), EvaluateConfig).run == "runs/a"
+
+
+def test_nothing_is_sharded_in_an_evaluation() -> None:
+    changes = {"reference__mode": "live", "reference__sharded": True}
+    assert problems_of(tree_of("eval", **changes), "eval") == [
+        "reference.sharded has no effect in `dpo eval`: nothing is sharded there"
+    ]
+    assert read_config(tree_of("eval", **changes, run="runs/a"), EvaluateConfig).run == "runs/a"
+
+
+LORA = {"name": "lora", "r": 16, "alpha": 32, "dropout": 0.05, "target_modules": "all-linear"}
+
+
+def test_each_kind_of_adapter_has_its_own_keys() -> None:
+    adapter = read_config(tree_of(model__adapter=LORA), TrainConfig).model.adapter
+    assert adapter.model_dump() == LORA
+    assert adapter.quantization is None
+    assert read_config(tree_of(), TrainConfig).model.adapter.model_dump() == {"name": "none"}
+    for kind, more, held in (
+        ("qlora", {"double_quant": True}, "nf4_double"),
+        ("qlora", {"double_quant": False}, "nf4"),
+        ("qlora_8bit", {}, "int8"),
+    ):
+        chosen = {**LORA, "name": kind, **more}
+        assert read_config(tree_of(model__adapter=chosen), TrainConfig).model.adapter.quantization == held
+
+
+@pytest.mark.parametrize(
+    ("adapter", "problem"),
+    [
+        (
+            {**LORA, "double_quant": True},
+            "unknown key model.adapter.double_quant: model/adapter=lora makes no use of double_quant; its keys are r, "
+            "alpha, dropout, target_modules",
+        ),
+        (
+            {"name": "none", "r": 4},
+            "unknown key model.adapter.r: model/adapter=none makes no use of r; its keys are none",
+        ),
+        ({**LORA, "rank": 4}, "unknown key model.adapter.rank; did you mean model.adapter.r?"),
+        ({**LORA, "r": 0}, "model.adapter.r=0: expected greater than 0"),
+        ({**LORA, "dropout": 1.0}, "model.adapter.dropout=1.0: expected less than 1"),
+        (
+            {**LORA, "name": "lorra"},
+            "model.adapter.name=lorra: expected one of none, existing, lora, dora, rslora, qlora_8bit, qlora",
+        ),
+    ],
+)
+def test_wrong_keys_of_an_adapter(adapter: dict[str, Any], problem: str) -> None:
+    assert problems_of(tree_of(model__adapter=adapter)) == [problem]
+
+
+def test_a_new_adapter_has_no_effect_in_an_evaluation() -> None:
+    (problem,) = problems_of(tree_of("eval", model__adapter=LORA), "eval")
+    assert problem.startswith("model/adapter=lora has no effect in `dpo eval`")
+    assert read_config(tree_of("eval", model__adapter=LORA, run="a-run"), EvaluateConfig)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"reference__path": "x"}, "reference.path has no effect with reference.mode=adapter_off"),
+        ({"reference__cache_dir": "x"}, "reference.cache_dir has no effect with reference.mode=adapter_off"),
+    ],
+)
+def test_what_has_no_effect_with_the_adapter_off(changes: dict[str, Any], problem: str) -> None:
+    (found,) = problems_of(tree_of(model__adapter=LORA, reference__mode="adapter_off", **changes))
+    assert found.startswith(problem)
 
 
 def test_a_configuration_cannot_be_changed_afterwards() -> None:

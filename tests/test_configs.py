@@ -140,10 +140,11 @@ def test_every_key_of_the_schema_has_a_default_in_yaml(command: str) -> None:
     for file in [CONFIGS / name for name in names]:
         found |= set(keys_of(OmegaConf.load(file)))
     for group in GROUPS:
-        for file in sorted(group.glob("*.yaml")):
+        for file in sorted(group.rglob("*.yaml")):
             tree = OmegaConf.load(file)
+            prefix = ".".join(file.parent.relative_to(CONFIGS).parts)
             if group.name in SCHEMAS[command].model_fields:
-                found |= {group.name, *keys_of(tree, f"{group.name}.")}
+                found |= {prefix, *keys_of(tree, f"{prefix}.")}
     found.add("loss.terms")  # put together from the losses' own files
     assert set(valid_keys(SCHEMAS[command])) - found == set()
     assert all(field.is_required() for _, field in fields(SCHEMAS[command]))

@@ -86,6 +86,7 @@ class Numbers(NamedTuple):
 NUMBERS = {
     "zephyr": Numbers("dpo", 0.01, 5e-7, "cosine", 1, 128, 1024, 512),
     "zephyr_paper": Numbers("dpo", 0.1, 5e-7, "linear", 3, 64, 1024, 512, "rmsprop"),
+    "zephyr_qlora": Numbers("dpo", 0.01, 5e-6, "cosine", 1, 4 * 4, 1024, 512, "paged_adamw_32bit"),
     "ipo_zephyr_7b": Numbers("ipo", 0.01, 5e-7, "cosine", 1, 128, 1024, 512),
     "tulu3_8b": Numbers("dpo_norm", 5, 5e-7, "linear", 1, 128, 2048, None),
     "simpo_mistral_base_7b": Numbers("simpo", 2, 3e-7, "cosine", 1, 128, 1024, 512, extra={"gamma_ratio": 0.8}),
@@ -122,6 +123,13 @@ def test_a_recipe_has_its_sources_numbers(name: str) -> None:
     assert (config.train.epochs, config.train.batch_size) == (expected.epochs, expected.batch_size)
     assert (config.data.max_length, config.data.max_prompt_length) == (expected.max_length, expected.max_prompt_length)
     assert config.train.precision == "bf16"
+
+
+def test_the_adapter_has_its_sources_numbers() -> None:
+    adapter = config_of("zephyr_qlora").model.adapter.model_dump()
+    assert (adapter["name"], adapter["r"], adapter["alpha"], adapter["dropout"]) == ("qlora", 128, 128, 0.05)
+    assert len(adapter["target_modules"]) == 7
+    assert config_of("zephyr").model.adapter.name == "none"
 
 
 # -- two updates of each, with a tiny random model of the same family and rows of the same shape
@@ -240,6 +248,9 @@ def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
         changes |= {"model.path": place.model, "model.revision": None, "data.path": place.train}
         if isinstance(config.data.eval, str):
             changes |= {"data.eval": runs.write_rows(place.held_out, rows[8:])}
+    if config.optim.name.startswith("paged_"):  # these need a GPU
+        changes |= {"optim": "adamw", "optim.lr": config.optim.lr, "optim.schedule": config.optim.schedule}
+        changes |= {"optim.warmup_ratio": config.optim.warmup_ratio}
     ended = place.dpo("train", changes, f"+experiment={name}")
     assert ended.code == 0, ended.err[-3000:]
     first, second = runs.updates(tmp_path / "run")
@@ -247,6 +258,10 @@ def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
     if config.loss.name in AT_START:
         assert first["loss"] == pytest.approx(AT_START[config.loss.name], rel=0.02)
     assert (first["lr"], second["lr"]) == (0.0, config.optim.lr)
+    if config.model.adapter.name != "none":
+        settings = json.loads((tmp_path / "run" / "final" / "adapter_config.json").read_text())
+        assert settings["r"] == 128
+        return
     assert json.loads((tmp_path / "run" / "final" / "config.json").read_text())["model_type"] == (
         "llama" if name == "quickstart" else FAMILIES[config.model.path]().model_type
     )

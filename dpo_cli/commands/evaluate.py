@@ -20,6 +20,7 @@ from dpo_cli.data.load import Data
 from dpo_cli.errors import CheckpointError
 from dpo_cli.evaluation.preferences import evaluate_preferences
 from dpo_cli.losses import Loss, make_loss
+from dpo_cli.model.files import find_files
 from dpo_cli.objective import Objective
 from dpo_cli.run_folder import write_json
 from dpo_cli.tracking.console import Console
@@ -70,7 +71,7 @@ def _evaluate(config: EvaluateConfig, loss: Loss, rows: Rows, console: Console) 
     console.say(describe_rows(rows, loss.kind))
     precision = str(distributed.from_first(resolve_precision(config.precision, config.reference.cache_dir)))
     budget = resolve_token_budget(config.tokens_per_micro_batch)
-    setup = Setup(config.model, config.reference, rows, precision, budget, console)
+    setup = Setup(config.model, config.reference, rows, precision, budget, console, config.seed)
     scorer = setup.load_policy() if config.run is None else _trained(setup, Path(config.run))
     scorer.policy.eval()
     console.say(f"{precision} on {distributed.device()}; attention: {scorer.attention}")
@@ -126,7 +127,7 @@ def _preferences(
 def _trained(setup: Setup, run_dir: Path) -> Scorer:
     """The run's model: ``final/``, or else its newest checkpoint over the model it started from."""
     if (run_dir / "final").is_dir():
-        return setup.load(str(run_dir / "final"), None)
+        return setup.load(find_files(str(run_dir / "final"), None, quantization=setup.model.adapter.quantization))
     found, _ = checkpoint.find(run_dir)
     if found is None:
         raise CheckpointError(f"run={run_dir}: it has neither final/ nor a valid checkpoint; let the run go on first")

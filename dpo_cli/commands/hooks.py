@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,11 @@ class RunHooks:
         """Whether this rank writes."""
         return distributed.rank() == 0
 
+    def updating(self, index: int) -> AbstractContextManager[None]:
+        """Around every update, and nothing else: an adapter's dropout is on, and is this update's."""
+        noise = self.scorer.policy.noise
+        return nullcontext() if noise is None else noise.of(index)
+
     def updated(self, step: int, state: LossState) -> None:
         """After every update: the loss's state is kept for checkpoints, and a reference that follows moves."""
         self.loss_state = state
@@ -185,7 +191,7 @@ class RunHooks:
                 state,
                 self.engine.weights(),
                 self.engine.moments(),
-                reference=None if moved is None else moved.named_parameters(),
+                reference=None if moved is None else moved.weights(),
                 first=self.first,
             )
         except OSError as error:

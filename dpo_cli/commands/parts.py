@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -11,21 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dpo_cli.commands.caches import cache_folder
+from dpo_cli.commands.places import new_adapter, policy_files, reference_place
 from dpo_cli.commands.rows import Rows
 from dpo_cli.config import ModelConfig, ReferenceConfig
 from dpo_cli.data.collate import FlatBatch, flat_length
 from dpo_cli.data.types import Group
 from dpo_cli.distributed import device, rank
+from dpo_cli.engine.frozen import Frozen
+from dpo_cli.engine.second_adapter import SecondAdapter
 from dpo_cli.errors import DpoError
+from dpo_cli.model.adapters import AsReference, NewAdapter
 from dpo_cli.model.attention import own_attention
-from dpo_cli.model.load import LoadedModel, load_model, load_tokenizer
+from dpo_cli.model.files import ModelFiles
+from dpo_cli.model.load import LoadedModel, attach, load_model, load_tokenizer
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.precision import choose_precision
 from dpo_cli.model.probe import choose, compare
+from dpo_cli.model.quantize import keep_one_path, quantization_options
 from dpo_cli.reference.compute import ReferenceCounts, fill
 from dpo_cli.reference.fingerprint import reference_identity
 from dpo_cli.reference.store import ReferenceStore
@@ -46,6 +52,12 @@ class Scorer:
         """Tokens that a group takes in a micro-batch."""
         return partial(flat_length, share=self.policy.groups)
 
+    def as_it_was(self) -> Policy:
+        """The reference, out of a model with an adapter as yet untrained: where that is new, the model without it."""
+        adapter = self.loaded.adapter
+        assert adapter is not None
+        return AsReference(self.policy, adapter) if adapter.new or adapter.second else self.policy
+
     def room(self, groups: Sequence[Group], mismatched: Sequence[Group]) -> list[int]:
         """Tokens to allow each group in a micro-batch, which its mismatched answer must fit as well."""
         others = mismatched or groups
@@ -63,8 +75,8 @@ class Reference:
     counts: ReferenceCounts
     identity: dict[str, Any]
     store: Path | None
-    live: Policy | None = None
-    """The second model in memory, if there is one."""
+    live: Frozen | SecondAdapter | None = None
+    """The weights of the second model or adapter in memory, if there is one."""
 
     def check_can_follow(self, policy: Policy) -> None:
         """Whether the reference can move towards the policy.
@@ -72,9 +84,10 @@ class Reference:
         Raises:
             DpoError: if it is another architecture.
         """
+        if isinstance(self.live, SecondAdapter):
+            return
         assert self.live is not None
-        sizes = [{name: p.shape for name, p in module.named_parameters()} for module in (self.live, policy)]
-        if sizes[0] != sizes[1]:
+        if self.live.shapes() != {name: p.shape for name, p in policy.named_parameters()}:
             raise DpoError(
                 "reference.update_every moves the reference towards the policy, and reference.path is a model of other "
                 "weights: expected the same architecture"
@@ -88,10 +101,7 @@ class Reference:
             mix: 1 puts the policy in the reference's place.
         """
         assert self.live is not None
-        reference = dict(self.live.named_parameters())
-        with torch.no_grad():
-            for name, weight in weights:
-                reference[name].lerp_(weight.to(reference[name]), mix)
+        self.live.move(weights, mix)
 
 
 @dataclass(frozen=True)
@@ -106,39 +116,66 @@ class Setup:
     token_budget: int
     """Per micro-batch."""
     console: Console
+    seed: int
+    """Of a new adapter's weights, and of its dropout."""
 
     def load_policy(self) -> Scorer:
-        """The model that ``model.path`` names."""
-        return self.load(self.model.path, self.model.revision)
+        """The model to be trained, with the adapter that is to be trained, if any."""
+        return self.load(policy_files(self.model), new_adapter(self.model))
 
-    def load(self, path: str, revision: str | None) -> Scorer:
+    def load(self, files: ModelFiles, new: NewAdapter | None = None) -> Scorer:
         """Load a model onto this rank's device and find out whether groups give its own numbers.
+
+        Args:
+            files: the model's.
+            new: an adapter to put into it.
 
         Raises:
             DpoError: if there is no such model, or it can't do ``model.attention=groups``.
         """
         wanted = self.model.attention
-        with self.console.phase(f"load {path}"):
-            name = None if path == self.model.path else f"model {path}"
-            vocabulary = len(self.rows.tokenizer)
-            loaded = load_model(path, revision, vocabulary=vocabulary, attention=wanted, name=name)
-            loaded.model.to(device())
+        with self.console.phase(f"load {files}"):
+            loaded = self._load(files, new)
+        noise = None if loaded.adapter is None else loaded.adapter.noise
         why_not = loaded.why_not
         if loaded.can_group:
             window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
             agreement = compare(loaded.model, choose(self.rows.all, window), self.precision)
             if agreement.right:
                 attention = f"groups (tokens differ from plain sequences by at most {agreement.difference:.0e} nats)"
-                return Scorer(Policy(loaded.model, precision=self.precision, groups=True), loaded, attention)
+                policy = Policy(loaded.model, precision=self.precision, groups=True, noise=noise)
+                return Scorer(policy, loaded, attention)
             found = "layers bypass it" if agreement.layers_missed else f"{agreement.difference:.2g} nats off"
             why_not = f"groups don't give {loaded.model.config.model_type}'s own numbers ({found})"
             if wanted == "groups":
                 raise DpoError(f"model.attention=groups: {why_not}; use model.attention=auto")
             loaded.model.set_attn_implementation(own_attention(loaded.model))
         attention = f"plain, one sequence per answer: {why_not}"
-        return Scorer(Policy(loaded.model, precision=self.precision, groups=False), loaded, attention)
+        return Scorer(Policy(loaded.model, precision=self.precision, groups=False, noise=noise), loaded, attention)
 
-    def make_reference(self, *, groups: bool, scorer: Scorer | None, needed: bool) -> Reference:
+    def _load(self, files: ModelFiles, new: NewAdapter | None) -> LoadedModel:
+        name = f"model.path={files.path}" if files.path == self.model.path else f"model {files.path}"
+        vocabulary = len(self.rows.tokenizer)
+        quantised = quantization_options(files.quantization, self.precision, device())
+        loaded = load_model(
+            files.path,
+            files.revision,
+            vocabulary=vocabulary,
+            attention=self.model.attention,
+            quantization=quantised,
+            name=name,
+        )
+        if quantised:
+            keep_one_path(loaded.model)
+        else:  # a quantised one is there already
+            loaded.model.to(device())
+        if new is not None or files.adapter is not None:
+            attach(loaded, files, new, precision=self.precision, seed=self.seed)
+        return loaded
+
+    def make_reference(
+        self, *, groups: bool, scorer: Scorer | None, needed: bool, shard: Mapping[str, Any] | None = None
+    ) -> Reference:
         """The reference for all rows: from the store, filled first where it lacks some; or a second model; or none.
 
         All ranks must call it.
@@ -147,37 +184,76 @@ class Setup:
             groups: the attention path.
             scorer: the model of ``model.path`` as it is before training, if it is there already; it is not kept.
             needed: whether the loss makes use of it; without, nothing is computed.
+            shard: the user's DeepSpeed keys, to share a second model out over the ranks; None = each has all of it.
         """
         config, console, rows = self.reference, self.console, self.rows
-        path, revision = reference_place(config, self.model)
+        files = reference_place(config, self.model)
         if config.path is not None:
             _check_same_vocabulary(config.path, rows.tokenizer)
         cache = cache_folder(config.cache_dir)
+        vocabulary = len(rows.tokenizer)
         identity = reference_identity(
-            path, revision, precision=self.precision, groups=groups, vocabulary=len(rows.tokenizer), cache=cache
+            files, precision=self.precision, groups=groups, vocabulary=vocabulary, cache=cache
         )
         usable = scorer if config.path is None else None
 
         def policy() -> Policy:
-            found = usable if usable is not None else self.load(path, revision)
+            found = usable if usable is not None else self.load(files)
             if found.policy.groups != groups:
-                raise DpoError(f"reference {path}: attention is {found.attention}; use model.attention=plain for both")
-            return found.policy
+                raise DpoError(f"reference {files}: attention is {found.attention}; use model.attention=plain for both")
+            return found.policy if found.loaded.adapter is None else found.as_it_was()
 
+        def again() -> Policy:
+            """The reference when the policy is another by now."""
+            adapter = None if usable is None else usable.loaded.adapter
+            return policy() if adapter is not None and adapter.new else self.load(files).policy
+
+        none = ReferenceCounts(0, 0)
         if not needed:
-            return Reference(None, lambda: self.load(path, revision).policy, ReferenceCounts(0, 0), identity, None)
+            return Reference(None, again, none, identity, None)
+        if config.mode == "adapter_off":
+            return self._adapter_off(policy, usable, identity)
         if config.mode == "live":
-            live = (copy.deepcopy(usable.policy) if usable is not None else policy()).eval().requires_grad_(False)
-            return Reference(_live(live), lambda: live, ReferenceCounts(0, 0), identity, None, live)
+            if usable is not None and usable.loaded.adapter is not None:
+                raise DpoError(
+                    "reference.mode=live holds a second model in memory, which an adapter spares: use "
+                    "reference.mode=adapter_off"
+                )
+            live = policy() if usable is None else _copy(usable.policy, to_cpu=shard is not None)
+            frozen = Frozen(live, sharded=shard is not None, extra=shard or {})
+            return Reference(_live(live), lambda: live, none, identity, None, frozen)
         store = ReferenceStore(cache / "reference", identity)
         lacking = len(store.missing(rows.all)) if rank() == 0 else 0
         with console.phase("reference", lacking, "rows") if lacking else nullcontext(lambda _: None) as advance:
             counts = fill(store, rows.all, policy, token_budget=self.token_budget, advance=advance)
-        return Reference(_stored(store), lambda: self.load(path, revision).policy, counts, identity, store.folder)
+        return Reference(_stored(store), again, counts, identity, store.folder)
+
+    def _adapter_off(self, policy: Callable[[], Policy], usable: Scorer | None, identity: dict[str, Any]) -> Reference:
+        """The model itself as the reference; where there is only the trained one, the reference is loaded."""
+        second = None
+        if usable is not None:
+            adapter = usable.loaded.adapter
+            if adapter is None:
+                raise DpoError(
+                    f"reference.mode=adapter_off: {self.model.path} is trained as a whole; use reference.mode=live, or "
+                    "train an adapter with model/adapter=lora"
+                )
+            if not adapter.new or self.reference.update_every is not None:
+                adapter.keep_reference()
+                second = SecondAdapter(adapter)
+        found = policy()
+        return Reference(_live(found), lambda: found, ReferenceCounts(0, 0), identity, None, second)
 
 
 def _stored(store: ReferenceStore) -> Callable[[FlatBatch], Tensor]:
     return lambda batch: torch.from_numpy(store.lookup(batch.groups))
+
+
+def _copy(policy: Policy, *, to_cpu: bool) -> Policy:
+    """A second model; with ``to_cpu`` its weights lie there, because the device may have no room for them whole."""
+    where = torch.device("cpu") if to_cpu else device()
+    known = {id(p): nn.Parameter(p.detach().to(where, copy=True)) for p in policy.parameters()}
+    return copy.deepcopy(policy, known)  # all but the weights, which it takes for copied already
 
 
 def _live(policy: Policy) -> Callable[[FlatBatch], Tensor]:
@@ -201,11 +277,6 @@ def resolve_token_budget(wanted: int | str) -> int:
     if isinstance(wanted, int):
         return wanted
     return 16384 if device().type == "cuda" else 1024
-
-
-def reference_place(config: ReferenceConfig, model: ModelConfig) -> tuple[str, str | None]:
-    """Path and revision of the reference model: the policy's own before training, unless another is named."""
-    return (model.path, model.revision) if config.path is None else (config.path, None)
 
 
 def _check_same_vocabulary(path: str, tokenizer: PreTrainedTokenizerBase) -> None:

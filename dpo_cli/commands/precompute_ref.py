@@ -46,6 +46,7 @@ def _fill(config: TrainConfig, console: Console, started: float) -> None:
             precision,
             resolve_token_budget(config.train.tokens_per_micro_batch),
             console,
+            config.seed,
         )
         scorer = setup.load_policy()
         console.say(f"attention: {scorer.attention}")

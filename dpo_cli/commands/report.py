@@ -15,6 +15,7 @@ from rich.table import Table
 from dpo_cli.config import TrainConfig
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.losses.loss import Modifiers
+from dpo_cli.model.files import ModelFiles
 from dpo_cli.tracking.console import Console
 
 _SHOWN_SAMPLES = 5
@@ -97,7 +98,9 @@ def _number(value: float | None, error: float | None = None) -> str:
     return "" if value is None else f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "")
 
 
-def model_card(config: TrainConfig, counted: str, final: Mapping[str, float], steps: int) -> str:
+def model_card(
+    config: TrainConfig, counted: str, final: Mapping[str, float], steps: int, *, base: ModelFiles, adapter: str
+) -> str:
     """README.md of ``final/``: what it is and how it came about. Local folders are named by their last part.
 
     Args:
@@ -105,6 +108,8 @@ def model_card(config: TrainConfig, counted: str, final: Mapping[str, float], st
         counted: what was trained on, such as ``22 pairs``.
         final: metrics at the end.
         steps: updates.
+        base: the model before training; of an adapter, what it is for.
+        adapter: what was trained, in words; empty = all weights.
     """
     model, given = _public_name(config.model.path), _data_paths(config)
     data = [_public_name(path) for path in given]
@@ -113,10 +118,10 @@ def model_card(config: TrainConfig, counted: str, final: Mapping[str, float], st
     measured = [f"| {label} | {final[name]:.4f} |" for name, label in _OUTCOME.items() if name in final]
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'peft' if adapter else 'transformers'}",
         "pipeline_tag: text-generation",
         "tags: [dpo, preference-optimization]",
-        *([f"base_model: {model}"] if model == config.model.path else []),
+        *([f"base_model: {base.path}"] if _public_name(base.path) == base.path else []),
         *([f"datasets: [{', '.join(public)}]"] if public else []),
         "---",
         "",
@@ -124,7 +129,7 @@ def model_card(config: TrainConfig, counted: str, final: Mapping[str, float], st
         "",
         f"Trained by {loss} from {model} on {counted} of {' and '.join(data)}: {steps} updates of",
         f"{config.train.batch_size}, learning rate {config.optim.lr}, seed {config.seed}.",
-        "Its weights are float32.",
+        *(_adapter_in_words(base, adapter) if adapter else ["Its weights are float32."]),
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -135,6 +140,18 @@ def model_card(config: TrainConfig, counted: str, final: Mapping[str, float], st
         *(["", "| measured at the end | |", "|---|---|", *measured] if measured else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _adapter_in_words(base: ModelFiles, adapter: str) -> list[str]:
+    """Which weights to load."""
+    held = {"nf4": "4 bits (NF4)", "nf4_double": "4 bits (NF4, double quantisation)", "int8": "8 bits"}
+    trained = f", which was held in {held[base.quantization]} in training" if base.quantization else ""
+    return [
+        "",
+        f"These are not all of its weights, but an adapter, {adapter}. Its base model is",
+        f"`{_public_name(base.path)}`{trained}. With peft installed, the lines below load the base model and put the",
+        "adapter on it.",
+    ]
 
 
 def _loss_in_words(settings: Mapping[str, Any]) -> str:

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from dpo_cli.commands.caches import cache_folder
+from dpo_cli.commands.places import new_adapter, policy_files
 from dpo_cli.config import TrainConfig
 from dpo_cli.errors import CheckpointError, DpoError
+from dpo_cli.reference.fingerprint import reference_files
 from dpo_cli.tracking.console import Console
 from dpo_cli.training.checkpoint import Checkpoint, TrainingState, find
 
@@ -41,12 +44,19 @@ def find_checkpoint(resume: str, run_dir: Path, console: Console) -> Checkpoint 
     return found
 
 
-def update_settings(config: TrainConfig, precision: str, reference_files: Mapping[str, str]) -> dict[str, Any]:
+def update_settings(config: TrainConfig, precision: str, reference: Mapping[str, str]) -> dict[str, Any]:
     """What the updates depend on, besides weights and rows.
 
     The reference counts by content: one that is another now must not go unnoticed, and one that has moved is the same.
+    So does the model under an adapter, which checkpoints don't hold.
     """
+    files = policy_files(config.model)
+    under = {}
+    if files.adapter is not None or new_adapter(config.model) is not None:
+        under = {"adapter": config.model.adapter.model_dump(mode="json", exclude={"path"})}
+        under["model"] = dict(reference_files(files, cache_folder(config.reference.cache_dir)))
     return {
+        **under,
         "loss": config.loss.model_dump(mode="json"),
         "optim": config.optim.model_dump(mode="json"),
         "train.batch_size": config.train.batch_size,
@@ -54,7 +64,7 @@ def update_settings(config: TrainConfig, precision: str, reference_files: Mappin
         "train.max_steps": config.train.max_steps,
         "train.precision": precision,
         "seed": config.seed,
-        "reference": dict(reference_files),
+        "reference": dict(reference),
         "reference.update": [config.reference.update_every, config.reference.update_mix],
     }
 
@@ -78,11 +88,18 @@ def check_same_run(state: TrainingState, fingerprint: str, settings: Mapping[str
 
 
 def load_weights(module: nn.Module, found: Checkpoint) -> None:
-    """Put a checkpoint's weights into a module, before anything is sharded."""
+    """Put a checkpoint's weights into a module, before anything is sharded; frozen ones may be absent.
+
+    Raises:
+        CheckpointError: if it lacks what is trained.
+    """
     weights = found.weights()
+    parameters = dict(module.named_parameters())
+    if missing := [name for name, p in parameters.items() if name not in weights and p.requires_grad]:
+        raise CheckpointError(f"{found.folder} holds no {missing[0]}: it is of a model that was trained otherwise")
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.copy_(weights[name])
+        for name, weight in weights.items():
+            parameters[name].copy_(weight)
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

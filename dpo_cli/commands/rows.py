@@ -43,27 +43,32 @@ class Rows:
 
 def load_rows(model: ModelConfig, data: DataConfig, loss: Loss, seed: int, console: Console) -> Rows:
     """Read, check and tokenise the rows; nothing of the model but its tokenizer is touched."""
+    loader = make_loader(model, data, console)
+    # Which prompts are held out must not depend on the limit, which is then kept for later.
+    limit = None if isinstance(data.eval, float) else data.limit
+    parts = training_parts(data, loss.kind, limit)
+    loaded = load_data(parts, held_out_part(data, loss.kind), loader, limit=data.limit, seed=seed)
+    if not loss.columns("mismatched"):
+        return Rows(loader.tokenizer, loaded)
+    others = mismatch(loaded.train, seed, data.max_length, "training rows")
+    held_others = mismatch(loaded.held_out, seed, data.max_length, f"data.eval={data.eval}")
+    return Rows(loader.tokenizer, loaded, others, held_others)
+
+
+def make_loader(model: ModelConfig, data: DataConfig, console: Console) -> Loader:
+    """What reading rows takes, the model's tokenizer above all."""
     tokenizer = load_tokenizer(model.path, model.revision)
     if model.chat_template is not None:
         added = set_chat_template(tokenizer, model.chat_template)
         if added:
             console.say(f"tokens added for the chat template: {', '.join(added)}")
-    loader = Loader(
+    return Loader(
         tokenizer=tokenizer,
         folder=cache_folder(data.cache_dir),
         workers=None if data.workers == "auto" else data.workers,
         phase=console.phase,
         warn=console.warn,
     )
-    # Which prompts are held out must not depend on the limit, which is then kept for later.
-    limit = None if isinstance(data.eval, float) else data.limit
-    parts = training_parts(data, loss.kind, limit)
-    loaded = load_data(parts, _held_out(data, loss.kind), loader, limit=data.limit, seed=seed)
-    if not loss.columns("mismatched"):
-        return Rows(tokenizer, loaded)
-    others = mismatch(loaded.train, seed, data.max_length, "training rows")
-    held_others = mismatch(loaded.held_out, seed, data.max_length, f"data.eval={data.eval}")
-    return Rows(tokenizer, loaded, others, held_others)
 
 
 def training_parts(data: DataConfig, kind: Kind, limit: int | None) -> list[Part]:
@@ -81,7 +86,8 @@ def _part(key: str, mixed: MixedConfig, data: DataConfig, kind: Kind, limit: int
     return Part(key, place, _recipe(settings, kind, limit), mixed.rows, mixed.weight)
 
 
-def _held_out(data: DataConfig, kind: Kind) -> Part | float | None:
+def held_out_part(data: DataConfig, kind: Kind) -> Part | float | None:
+    """What is held out, as ``load_data`` takes it."""
     if not isinstance(data.eval, str):
         return data.eval
     path, split = held_out_place(data)

@@ -11,7 +11,8 @@ from pathlib import Path
 from dpo_cli import distributed
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.hooks import RunHooks, open_trackers
-from dpo_cli.commands.parts import Reference, Scorer, Setup, reference_place, resolve_precision, resolve_token_budget
+from dpo_cli.commands.parts import Reference, Scorer, Setup, resolve_precision, resolve_token_budget
+from dpo_cli.commands.places import policy_files, reference_place
 from dpo_cli.commands.report import config_yaml, model_card, show_outcome, show_samples
 from dpo_cli.commands.resume import check_same_run, find_checkpoint, load_weights, update_settings
 from dpo_cli.commands.rows import Rows, describe_rows, load_rows
@@ -20,20 +21,22 @@ from dpo_cli.data.collate import collate
 from dpo_cli.data.load import fingerprint
 from dpo_cli.data.plan import Plan
 from dpo_cli.engine.engine import Engine
+from dpo_cli.engine.frozen import Frozen
 from dpo_cli.engine.optimizers import check_optimizer
 from dpo_cli.engine.schedule import learning_rate
 from dpo_cli.engine.settings import deepspeed_config
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.losses import Loss, Sums, make_loss
-from dpo_cli.model.flops import FlopsModel, peak_flops
+from dpo_cli.model.flops import FlopsModel, count_weights, peak_flops
+from dpo_cli.model.quantize import check_stage
 from dpo_cli.objective import Objective
 from dpo_cli.reference.fingerprint import reference_files
 from dpo_cli.run_folder import RunRecord, check_free, identity, new_run_dir
 from dpo_cli.tracking.console import Console
 from dpo_cli.tracking.trackers import JsonLines
 from dpo_cli.training.checkpoint import Checkpoint
-from dpo_cli.training.export import export
+from dpo_cli.training.export import export, export_adapter
 from dpo_cli.training.guards import StopRequest, check_finite, check_zero_margin, stop_on_signals, zero_margin_gap
 from dpo_cli.training.loop import Rhythm, Window, Work, fit, memory
 
@@ -87,8 +90,9 @@ def _in_folder(
         distributed.from_first(resolve_precision(config.train.precision, config.reference.cache_dir, precision_before))
     )
     if resumed is not None:
-        place = reference_place(config.reference, config.model)
-        files = reference_files(*place, cache_folder(config.reference.cache_dir))
+        files = reference_files(
+            reference_place(config.reference, config.model), cache_folder(config.reference.cache_dir)
+        )
         check_same_run(resumed.state, data, update_settings(config, precision, files))
     made = first and (known is None or not known.exists())
     run_dir = Path(distributed.from_first(str(_make_folder(config)) if first else ""))
@@ -144,8 +148,9 @@ class _Run:
         """Everything, in order."""
         config = self.config
         check_optimizer(config.optim.name, self._zero_stage(), distributed.device())
+        check_stage(config.model.adapter.quantization, self._zero_stage())
         budget = resolve_token_budget(config.train.tokens_per_micro_batch)
-        setup = Setup(config.model, config.reference, self.rows, self.precision, budget, self.console)
+        setup = Setup(config.model, config.reference, self.rows, self.precision, budget, self.console, config.seed)
         scorer = setup.load_policy()
         reference = self._reference(setup, scorer)
         objective = Objective(
@@ -183,6 +188,8 @@ class _Run:
                 hooks.latest.update(tracker.latest)
         before, after = self._train(hooks, plan, resumed, work, started)
         engine.destroy()
+        if isinstance(reference.live, Frozen):
+            reference.live.destroy()
         if "DPO_SWEEP" in os.environ:  # the sweep's own table follows
             return
         if before is not None and after is not None:
@@ -191,7 +198,10 @@ class _Run:
 
     def _reference(self, setup: Setup, scorer: Scorer) -> Reference:
         needed = self.loss.needs_reference
-        reference = setup.make_reference(groups=scorer.policy.groups, scorer=scorer, needed=needed)
+        wanted = self.config.reference.sharded
+        sharded = self._zero_stage() == 3 if wanted == "auto" else wanted
+        shard = self.config.engine.deepspeed if sharded else None
+        reference = setup.make_reference(groups=scorer.policy.groups, scorer=scorer, needed=needed, shard=shard)
         if self.config.reference.update_every is not None:
             reference.check_can_follow(scorer.policy)
         self._describe(scorer, reference)
@@ -237,16 +247,18 @@ class _Run:
     def _describe(self, scorer: Scorer, reference: Reference) -> None:
         """Say what is trained against what, on the screen and in the record."""
         config, say, counts = self.config, self.console.say, reference.counts
-        millions = sum(parameter.numel() for parameter in scorer.loaded.model.parameters()) / 1e6
-        say(f"model: {config.model.path}, {millions:,.1f} million weights, {self.precision} on {distributed.device()}")
+        millions = count_weights(scorer.loaded.model) / 1e6
+        files = policy_files(config.model)
+        say(f"model: {files}, {millions:,.1f} million weights, {self.precision} on {distributed.device()}")
+        if scorer.loaded.adapter is not None:
+            say(f"adapter: {scorer.loaded.adapter}; nothing else is trained")
         if scorer.loaded.dropout:
             say(f"dropout: off ({', '.join(f'{k} was {v}' for k, v in scorer.loaded.dropout.items())})")
         say(f"attention: {scorer.attention}")
         if reference.lookup is None:
             say(f"reference: none, as loss={config.loss.name} needs none")
         else:
-            source = "a second model in memory" if reference.store is None else f"log-probs in {reference.store}"
-            say(f"reference: {config.reference.path or config.model.path}, {source} ({counts})")
+            say(f"reference: {reference_place(config.reference, config.model)}, {_source(reference)}")
         self.record.update(
             reference={
                 "identity": reference.identity,
@@ -257,11 +269,11 @@ class _Run:
         )
 
     def _work(self, scorer: Scorer) -> Work:
-        flops = FlopsModel.of(scorer.loaded.model)
+        flops = FlopsModel.of(scorer.loaded.model, update=True)
         train = self.rows.data.train
         return Work(
             tokens=[scorer.lengths(group) for group in train],
-            flops=[3.0 * flops.forward(group) for group in train],  # the backward pass costs twice the forward
+            flops=[flops.forward(group) for group in train],
             peak=peak_flops(distributed.device(), self.precision),
         )
 
@@ -305,6 +317,7 @@ class _Run:
             max_grad_norm=optim.max_grad_norm,
             zero_stage=self._zero_stage(),
             extra=self.config.engine.deepspeed,
+            only_trained=scorer.loaded.adapter is not None,
         )
         if resumed is not None:
             some = collate([min(self.rows.data.train, key=scorer.lengths)], share=policy.groups)
@@ -355,19 +368,41 @@ class _Run:
 
     def _card(self, hooks: RunHooks, updates: int) -> str:
         count = sum(group.count(self.loss.kind) for group in self.rows.data.train)
-        return model_card(self.config, f"{count:,} {self.loss.kind}", hooks.latest, updates)
+        adapter = hooks.scorer.loaded.adapter
+        return model_card(
+            self.config,
+            f"{count:,} {self.loss.kind}",
+            hooks.latest,
+            updates,
+            base=policy_files(self.config.model),
+            adapter="" if adapter is None else str(adapter),
+        )
 
     def _export(self, hooks: RunHooks, updates: int) -> None:
-        scorer = hooks.scorer
+        loaded, tokenizer = hooks.scorer.loaded, self.rows.tokenizer
         weights = ((name.removeprefix("model."), tensor) for name, tensor in hooks.engine.weights())
+        folder, card = self.run_dir / "final", self._card(hooks, updates)
         with self.console.phase("save final/"):
+            if loaded.adapter is not None:
+                export_adapter(folder, loaded.adapter, tokenizer, weights, card=card, first=hooks.first)
+                return
             export(
-                self.run_dir / "final",
-                scorer.loaded.model,
-                self.rows.tokenizer,
+                folder,
+                loaded.model,
+                tokenizer,
                 weights,
-                dropout=scorer.loaded.dropout,
-                card=self._card(hooks, updates),
+                dropout=loaded.dropout,
+                card=card,
                 ends=self.rows.data.ends,
                 first=hooks.first,
             )
+
+
+def _source(reference: Reference) -> str:
+    """Where the reference's log-probs come from, for people."""
+    if reference.store:
+        return f"log-probs in {reference.store} ({reference.counts})"
+    if isinstance(reference.live, Frozen):
+        return "a second model in memory" + (" shared out over the processes" if reference.live.sharded else "")
+    second = "a second adapter in its place" if reference.live else "its adapter switched off"
+    return f"the model in memory with {second}"

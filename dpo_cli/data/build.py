@@ -291,7 +291,7 @@ def encode_rows(rows: Sequence[Row], recipe: Recipe, tokenizer: PreTrainedTokeni
     if not examples or (counts.bad and recipe.on_bad_row == "raise"):
         return Chunk(None, counts)
     if not ends:
-        ends += end_tokens(examples, tokenizer, recipe.encoding.text)
+        ends += end_tokens(examples, tokenizer, recipe.encoding.text, recipe.encoding.template_args)
     kept = []
     for encoded in tokenize(examples, tokenizer, recipe.encoding, ends):
         counts.tokenized.add(encoded)

@@ -168,7 +168,7 @@ def tokenize(
     special = SpecialTokens.of(tokenizer)
     if goes_through_template(examples, tokenizer, encoding.text):
         texts = _render_all(examples, tokenizer, encoding, ends, special)
-        others = frozenset(special.ids) - {tokenizer.unk_token_id}  # which stands for text
+        others = frozenset(special.ids) - {tokenizer.unk_token_id}  # which stands for letters that it doesn't know
     else:
         texts, others = [as_it_stands(example, special) for example in examples], frozenset()
     found: dict[int, _Ids] = {}

@@ -39,6 +39,7 @@ class Engine:
         max_grad_norm: float | None,
         zero_stage: int,
         extra: Mapping[str, Any],
+        only_trained: bool = False,
     ) -> None:
         """
         Args:
@@ -47,10 +48,12 @@ class Engine:
             max_grad_norm: None = no clipping.
             zero_stage: 0 to 3.
             extra: more DeepSpeed keys.
+            only_trained: whether frozen parameters are left out of ``weights``.
         """
         self.zero_stage = zero_stage
         self._max_grad_norm = max_grad_norm
         self._module = module
+        self._only_trained = only_trained
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=make_optimizer(parameters=[p for _, p in self._trained()], **optimizer),
@@ -87,8 +90,11 @@ class Engine:
         return float(self._deepspeed.get_global_grad_norm() if norm is None else norm)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter by name, whole and in float32, on the CPU. All ranks must iterate."""
-        for name, parameter in self._module.named_parameters():
+        """Every parameter by name, whole and in float32, on the CPU. All ranks must iterate.
+
+        Of a module with an adapter, only what is trained: the rest is as it was, and may be many times larger.
+        """
+        for name, parameter in self._trained() if self._only_trained else self._module.named_parameters():
             if self.zero_stage == 0 or not parameter.requires_grad:  # DeepSpeed knows nothing of frozen ones
                 with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero_stage == 3):
                     full = parameter.detach().to("cpu", torch.float32, copy=self.zero_stage == 3)

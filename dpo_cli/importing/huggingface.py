@@ -13,7 +13,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.importing.draft import Draft, brief
 from dpo_cli.importing.options import Options
 
-NO_ADAPTERS = "adapters are not supported yet: all weights are trained"
+NO_ADAPTERS = "adapters are not carried over: all weights are trained, unless model/adapter=lora is added by hand"
 SHARES_OF_A_RUN = "shares of a run can't be given: {key} counts updates, of which a pass has rows / train.batch_size"
 NO_LIMIT = 1_000_000
 """Tokens: stands for "no limit"."""

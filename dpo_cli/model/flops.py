@@ -33,31 +33,39 @@ class FlopsModel:
     """The last layer's part of ``per_pair``."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> FlopsModel:
-        """Read off a model's parameters; experts that a token doesn't visit are not counted."""
+    def of(cls, model: PreTrainedModel, *, update: bool = False) -> FlopsModel:
+        """Read off a model's parameters; experts that a token doesn't visit are not counted.
+
+        Args:
+            model: with or without an adapter.
+            update: forward and backward pass instead of the forward pass alone. The backward pass costs as much once
+                more for the gradient of what goes into a matrix, and again for that of the matrix where it is trained.
+        """
         config = model.config.get_text_config()
         head = model.get_output_embeddings().weight
         looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-        matrices = experts = 0
+        matrices = trained = 0.0
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2 and parameter is not head and id(parameter) not in looked_up:
+                size = float(_size(parameter))
                 if ".experts." in name:
-                    experts += parameter.numel()
-                else:
-                    matrices += parameter.numel()
-        if experts:
-            count = getattr(config, "num_local_experts", None) or config.num_experts
-            matrices += experts * config.num_experts_per_tok // count
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+                    count = getattr(config, "num_local_experts", None) or config.num_experts
+                    size *= config.num_experts_per_tok / count
+                matrices += size
+                trained += size * parameter.requires_grad
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         layers = config.num_hidden_layers
         key_value_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        pair = 4.0 * config.num_attention_heads * size
+        pair = 4.0 * config.num_attention_heads * width
+        passes = 2.0 + trained / matrices if update else 1.0
+        head_passes = 2.0 + head.requires_grad if update else 1.0
+        pair_passes = 3.0 if update else 1.0  # queries, keys and values all have gradients
         return cls(
-            per_token=2.0 * matrices,
-            per_prediction=2.0 * head.numel(),
-            per_pair=layers * pair,
-            unread_per_token=2.0 * (matrices / layers - 2 * config.hidden_size * key_value_heads * size),
-            unread_per_pair=pair,
+            per_token=passes * 2.0 * matrices,
+            per_prediction=head_passes * 2.0 * _size(head),
+            per_pair=pair_passes * layers * pair,
+            unread_per_token=passes * 2.0 * (matrices / layers - 2 * config.hidden_size * key_value_heads * width),
+            unread_per_pair=pair_passes * pair,
         )
 
     def forward(self, group: Group) -> float:
@@ -75,6 +83,17 @@ class FlopsModel:
             - self.unread_per_token * unread
             - self.unread_per_pair * unread * (unread + 1) / 2
         )
+
+
+def count_weights(model: PreTrainedModel) -> int:
+    """A model's weights, however they are held."""
+    return sum(_size(parameter) for parameter in model.parameters())
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """Entries of a matrix; one in 4 bits has two in a byte, and knows its shape."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(state.shape.numel())
 
 
 # Dense peak in FLOP/s without sparsity, from the makers' data sheets: (bfloat16, float32 on the tensor cores' TF32

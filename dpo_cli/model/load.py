@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo_cli.errors import DpoError
+from dpo_cli.model.adapters import Adapter, NewAdapter, add_adapter, hold_in_bfloat16, load_adapter
 from dpo_cli.model.attention import GROUP_ATTENTION
+from dpo_cli.model.files import CONFIG_FILE, ModelFiles, find_files
 
 # Layer kinds whose whole notion of the past is the attention function's. Recurrent, convolution and chunked
 # layers keep or mask it elsewhere, and would mix answers without any error.
@@ -29,6 +32,10 @@ class LoadedModel:
     why_not: str = ""
     dropout: dict[str, float] = field(default_factory=dict)
     """The configuration's dropout probabilities, set to 0 for training and put back when the model is saved."""
+    added_rows: int = 0
+    """Rows that the embedding lacked for the tokenizer."""
+    adapter: Adapter | None = None
+    """The adapter that was put into it."""
 
 
 def load_tokenizer(path: str, revision: str | None, *, name: str | None = None) -> PreTrainedTokenizerBase:
@@ -39,20 +46,30 @@ def load_tokenizer(path: str, revision: str | None, *, name: str | None = None) 
     """
     name = name or f"model.path={path}"
     _check_folder(path, name)
+    files = find_files(path, revision, name=name)
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError, KeyError) as error:
+        if files.path != path:  # an adapter without a tokenizer of its own
+            return load_tokenizer(files.path, files.revision, name=f"{name} on {files.path}")
         raise DpoError(f"{name}: no tokenizer could be loaded from it ({_first_line(error)})") from None
 
 
 def load_model(
-    path: str, revision: str | None, *, vocabulary: int, attention: str, name: str | None = None
+    path: str,
+    revision: str | None,
+    *,
+    vocabulary: int,
+    attention: str,
+    quantization: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> LoadedModel:
-    """The model in float32.
+    """The model in float32, or with matrices quantised.
 
     Args:
         path: hub id or folder.
         revision: of the hub repository.
+        quantization: keywords of ``from_pretrained`` for it; None = float32.
         vocabulary: the tokenizer's length; if the embedding is shorter, it is lengthened. New rows are the mean of
             the old ones, which is deterministic and an unsurprising token to start from.
         attention: ``auto``, ``groups`` or ``plain``.
@@ -73,19 +90,20 @@ def load_model(
     model = None
     if not why_not:
         try:
-            model = _build(path, revision, config, GROUP_ATTENTION, name)
+            model = _build(path, revision, config, GROUP_ATTENTION, name, quantization)
         except (KeyError, ValueError, TypeError) as error:
             why_not = f"{config.model_type} can't be built with it ({_first_line(error)})"
     if model is None:
         if attention == "groups":
             raise DpoError(f"model.attention=groups: {why_not}; use model.attention=auto")
-        model = _build(path, revision, config, None, name)
+        model = _build(path, revision, config, None, name, quantization)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    loaded = LoadedModel(model, can_group=not why_not, why_not=why_not, dropout=dropout)
     rows = model.get_input_embeddings().weight.shape[0]
-    if vocabulary > rows:
+    added = max(0, vocabulary - rows)
+    loaded = LoadedModel(model, can_group=not why_not, why_not=why_not, dropout=dropout, added_rows=added)
+    if added:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
         with torch.no_grad():
             for embedding in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
@@ -94,8 +112,42 @@ def load_model(
     return loaded
 
 
-def _build(path: str, revision: str | None, config: Any, attention: str | None, name: str) -> PreTrainedModel:
-    options = {} if attention is None else {"attn_implementation": attention}
+def attach(loaded: LoadedModel, files: ModelFiles, new: NewAdapter | None, *, precision: str, seed: int) -> None:
+    """Put an adapter into a model that is on its device; all else in the model is frozen.
+
+    Args:
+        loaded: float32 or quantised. In bf16 its frozen matrices are held in bfloat16 from now on.
+        files: the model's; they name the adapter if there is one already.
+        new: the adapter to be made otherwise.
+        precision: ``fp32`` or ``bf16``.
+        seed: of a new adapter's weights, and of its dropout.
+
+    Raises:
+        DpoError: if the adapter does not fit the model, or the model has embeddings that an adapter's files can't hold.
+    """
+    if loaded.added_rows:
+        raise DpoError(
+            f"the tokenizer has {loaded.added_rows} tokens more than {files.path} has embeddings for, and an adapter "
+            "can't hold those: choose a model.chat_template whose tokens the model knows, or train all weights with "
+            "model/adapter=none"
+        )
+    if precision == "bf16":
+        hold_in_bfloat16(loaded.model)
+    if new is not None:
+        loaded.adapter = add_adapter(loaded.model, new, files, seed=seed)
+    else:
+        loaded.adapter = load_adapter(loaded.model, files, seed=seed)
+
+
+def _build(
+    path: str,
+    revision: str | None,
+    config: Any,
+    attention: str | None,
+    name: str,
+    quantization: Mapping[str, Any] | None,
+) -> PreTrainedModel:
+    options = dict(quantization or {}) | ({} if attention is None else {"attn_implementation": attention})
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             path,
@@ -129,7 +181,7 @@ def _check_folder(path: str, name: str) -> None:
             raise DpoError(f"{name} is a file; expected a model folder or a hub id")
         if "/" in path:
             raise DpoError(f"{name}: there is no such folder")
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not any((folder / file).is_file() for file in ("config.json", CONFIG_FILE)):
         raise DpoError(f"{name} is not a model folder: it holds no config.json")
 
 

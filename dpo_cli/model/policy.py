@@ -9,25 +9,28 @@ from transformers import PreTrainedModel
 
 from dpo_cli.data.collate import FlatBatch
 from dpo_cli.model.attention import Segments
+from dpo_cli.model.dropout import Noise
 from dpo_cli.model.logprobs import token_concentration, token_logps
 
 
 class Policy(nn.Module):
     """What is trained, and what scores: the model, in which precision, in groups or one sequence per answer."""
 
-    def __init__(self, model: PreTrainedModel, *, precision: str, groups: bool) -> None:
+    def __init__(self, model: PreTrainedModel, *, precision: str, groups: bool, noise: Noise | None = None) -> None:
         """
         Args:
-            model: float32 weights.
+            model: float32 weights; frozen ones may be of other formats.
             precision: ``fp32``, or ``bf16``: matrix products in bfloat16 by autocast, entered here because
                 DeepSpeed switches off one that is entered outside.
             groups: run shared tokens once, through ``group_attention``. Otherwise batches must be collated with
                 ``share=False``, and run as padded rows through the model's own attention.
+            noise: of the model's dropout; None = it has none.
         """
         super().__init__()
         self.model = model
         self.precision = precision
         self.groups = groups
+        self.noise = noise
 
     def forward(self, batch: FlatBatch, concentration: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Log-probs of the batch's predicted tokens: ``[N]`` nats, float32 or wider.
@@ -36,6 +39,8 @@ class Policy(nn.Module):
         without gradient.
         """
         device = next(self.model.parameters()).device
+        if self.noise is not None:
+            self.noise.look_at(batch, share=self.groups)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self._flat(batch, device) if self.groups else self._padded(batch, device)
         rows, targets = _tensor(batch.token_rows, device), _tensor(batch.targets, device)

@@ -44,7 +44,7 @@ def compare(model: PreTrainedModel, groups: Sequence[Group], precision: str) -> 
     """Score a few groups through ``group_attention`` and through the model's own attention."""
     batch = collate(groups)
     segments = Segments(batch.layouts, model.device)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         model(
             input_ids=torch.from_numpy(batch.input_ids)[None].to(model.device),
             position_ids=torch.from_numpy(batch.position_ids)[None].to(model.device),

@@ -10,33 +10,43 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from dpo_cli.file_hash import file_hash
+from dpo_cli.model.files import ModelFiles, adapter_files
 
 
 def reference_identity(
-    path: str, revision: str | None, *, precision: str, groups: bool, vocabulary: int, cache: Path
+    model: ModelFiles, *, precision: str, groups: bool, vocabulary: int, cache: Path
 ) -> dict[str, Any]:
     """The identity of a reference model for the store.
 
     Args:
-        path: hub id or folder.
-        revision: of the hub repository.
+        model: its files.
         precision: it is scored in.
         groups: the attention path.
         vocabulary: the tokenizer's length; rows that the embedding lacks for it are made by a fixed rule.
         cache: folder where hashes of weight files are remembered.
     """
-    rows = AutoConfig.from_pretrained(path, revision=revision).get_text_config().vocab_size
+    rows = AutoConfig.from_pretrained(model.path, revision=model.revision).get_text_config().vocab_size
+    quantised = {} if model.quantization is None else {"quantization": model.quantization}
     return {
-        "files": reference_files(path, revision, cache),
+        "files": reference_files(model, cache),
         "precision": precision,
         "attention": "groups" if groups else "plain",
         "added_rows": max(0, vocabulary - rows),
+        **quantised,
     }
 
 
-def reference_files(path: str, revision: str | None, cache: Path) -> dict[str, str]:
-    """SHA-256 of a model's configuration and weight files, by name; the arguments are ``reference_identity``'s."""
+def reference_files(model: ModelFiles, cache: Path) -> dict[str, str]:
+    """SHA-256 of a model's configuration and weight files, its adapter's among them, by name.
+
+    Args:
+        model: its files.
+        cache: folder where hashes of weight files are remembered.
+    """
+    path, revision = model.path, model.revision
     files = [model_file(path, revision, "config.json"), *weight_files(path, revision)]
+    if model.adapter is not None:
+        files += adapter_files(model.adapter, model.adapter_revision)
     return {file.name: file_hash(file, cache) for file in files}
 
 

@@ -1,19 +1,23 @@
-"""The trained model as a plain Hugging Face folder, complete or not there, and proven readable."""
+"""The trained model as a plain Hugging Face folder, or peft's, complete or not there, and proven readable."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from dpo_cli.errors import StorageError
+from dpo_cli.model.adapters import Adapter, saved_names
+from dpo_cli.model.files import CONFIG_FILE, WEIGHTS_FILE
 
 
 def export(
@@ -47,19 +51,69 @@ def export(
     state = {name: tensor.contiguous() for name, tensor in weights if first}
     if not first:
         return
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     during = {name: getattr(model.config, name) for name in dropout}
     for name, value in dropout.items():
         setattr(model.config, name, value)
     try:
-        _stop_at(model, ends)
-        model.save_pretrained(partial, state_dict=dict(state), max_shard_size="5GB")
+        with _whole_or_not(folder) as partial:
+            _stop_at(model, ends)
+            model.save_pretrained(partial, state_dict=dict(state), max_shard_size="5GB")
+            tokenizer.save_pretrained(partial)
+            (partial / "README.md").write_text(card, encoding="utf-8")
+            # On disk some families' parameters have other names and cuts than in memory (experts, above all).
+            verify(partial, revert_weight_conversion(model, dict(state)))
+    finally:
+        for name, value in during.items():
+            setattr(model.config, name, value)
+
+
+def export_adapter(
+    folder: Path,
+    adapter: Adapter,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: Iterable[tuple[str, Tensor]],
+    *,
+    card: str,
+    first: bool,
+) -> None:
+    """Write an adapter as peft does: its configuration, which names the base model, and its weights in float32.
+
+    All ranks must call it, as ``weights`` is a collective; only the first writes.
+
+    Args:
+        folder: to be made; a complete one that is there is replaced.
+        adapter: its own weights are not read.
+        tokenizer: saved with its chat template.
+        weights: every trained parameter by its name in the model.
+        card: text of README.md.
+        first: whether this is the first rank.
+
+    Raises:
+        StorageError: if what was written is not what was meant.
+    """
+    state = saved_names((name, tensor.contiguous()) for name, tensor in weights if first)
+    if not first:
+        return
+    with _whole_or_not(folder) as partial:
+        (partial / CONFIG_FILE).write_text(json.dumps(adapter.settings(), indent=2, sort_keys=True), encoding="utf-8")
+        save_file(state, partial / WEIGHTS_FILE, metadata={"format": "pt"})
         tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        # On disk some families' parameters have other names and cuts than in memory (experts, above all).
-        verify(partial, revert_weight_conversion(model, dict(state)))
+        verify(partial, state, settings=CONFIG_FILE)
+
+
+@contextmanager
+def _whole_or_not(folder: Path) -> Iterator[Path]:
+    """A folder to write in, which takes the place of ``folder`` once everything is in it.
+
+    Raises:
+        StorageError: if it can't be written.
+    """
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -67,8 +121,6 @@ def export(
         reason = getattr(error, "strerror", None) or error
         raise StorageError(f"{folder} could not be written ({reason}); checkpoints are as they were") from None
     finally:
-        for name, value in during.items():
-            setattr(model.config, name, value)
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -83,8 +135,8 @@ def _stop_at(model: PreTrainedModel, ends: Sequence[int]) -> None:
         config.eos_token_id = [*known, *new]
 
 
-def verify(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Read the weights back and compare.
+def verify(folder: Path, state: Mapping[str, Tensor], *, settings: str = "config.json") -> None:
+    """Read the weights back and compare; the configuration must be JSON.
 
     Raises:
         StorageError: if a parameter is missing, empty, not finite or different.
@@ -101,4 +153,4 @@ def verify(folder: Path, state: Mapping[str, Tensor]) -> None:
                 found.add(name)
     if missing := sorted(state.keys() - found):
         raise StorageError(f"{folder} lacks {len(missing)} parameters, {missing[0]} first")
-    json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    json.loads((folder / settings).read_text(encoding="utf-8"))

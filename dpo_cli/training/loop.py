@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +43,8 @@ class Work:
 
 class Hooks(Protocol):
     """What the loop calls, on all ranks."""
+
+    def updating(self, index: int) -> AbstractContextManager[None]: ...
 
     def updated(self, step: int, state: LossState) -> None: ...
 
@@ -109,7 +112,8 @@ def fit(
     for index in range(start, len(plan)):
         step, lr = plan[index], rate(index)
         began = time.perf_counter()
-        norm, state = train_step(engine, step, objective, lr, window.sums, state)
+        with hooks.updating(index):
+            norm, state = train_step(engine, step, objective, lr, window.sums, state)
         window.seconds += time.perf_counter() - began
         window.pairs += step.comparisons
         window.tokens += sum(work.tokens[group] for group in step.groups)

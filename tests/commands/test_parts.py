@@ -7,6 +7,7 @@ import torch
 from helpers.families import FAMILIES, build
 
 from dpo_cli.commands.parts import Reference
+from dpo_cli.engine.frozen import Frozen
 from dpo_cli.errors import DpoError
 from dpo_cli.model.attention import GROUP_ATTENTION
 from dpo_cli.model.policy import Policy
@@ -18,7 +19,7 @@ def policy(family: str) -> Policy:
 
 
 def reference(live: Policy) -> Reference:
-    return Reference(None, lambda: live, ReferenceCounts(0, 0), {}, None, live.requires_grad_(False))
+    return Reference(None, lambda: live, ReferenceCounts(0, 0), {}, None, Frozen(live, sharded=False, extra={}))
 
 
 def test_it_goes_a_part_of_the_way() -> None:

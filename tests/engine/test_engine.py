@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import training_case as case
+from helpers.ranks import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,32 +26,9 @@ def run(
     out: Path, stage: int, world: int, clip: float | None, start: Path | None = None, optimizer: str = "adamw"
 ) -> Path:
     """A run, or the rest of the one in ``start``, by ``world`` processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     out.mkdir()
-    arguments = json.dumps([optimizer, stage, clip, start and str(start), STOP if start else 0, str(out)])
-    environment = os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(world),
-    }
-    command = [sys.executable, str(Path(__file__).with_name("engine_worker.py")), arguments]
-    ranks = []
-    for rank in range(world):
-        with (out / f"log-{rank}").open("w") as log:
-            own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            ranks.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=240) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert codes == [0] * world, "\n".join((out / f"log-{rank}").read_text()[-3000:] for rank in range(world))
+    arguments = [optimizer, stage, clip, start and str(start), STOP if start else 0, str(out)]
+    run_ranks(Path(__file__).with_name("engine_worker.py"), arguments, world, out)
     return out
 
 

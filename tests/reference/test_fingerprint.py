@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpo_cli import file_hash
+from dpo_cli.model.files import ModelFiles
 from dpo_cli.reference.fingerprint import reference_identity
 
 
@@ -26,7 +27,7 @@ def model(tmp_path: Path) -> Path:
 
 def identity(model: Path, **options):
     settings = {"precision": "fp32", "groups": True, "vocabulary": 100, "cache": model.parent / "cache"}
-    return reference_identity(str(model), None, **(settings | options))
+    return reference_identity(ModelFiles(str(model)), **(settings | options))
 
 
 def flip(file: Path) -> None:

@@ -19,9 +19,9 @@ from dpo_cli.errors import DpoError
 
 _OURS = frozenset(
     (
-        *("conversation", "messages", "tools", "chat_template", "tokenize", "add_generation_prompt"),
-        *("continue_final_message", "return_dict", "return_tensors", "return_assistant_tokens_mask"),
-        *("padding", "truncation", "max_length"),
+        *("conversation", "messages", "tools", "chat_template", "tokenize", "padding", "truncation", "max_length"),
+        *("add_generation_prompt", "continue_final_message", "return_dict", "return_tensors"),
+        "return_assistant_tokens_mask",
     )
 )
 """What a row may not give the chat template: what training gives it, or what is no variable of a template."""
@@ -84,7 +84,7 @@ def _example(shape: Shape, row: Row, fields: Mapping[str, Any], reading: Reading
         labels = (told.label,)
     else:
         ranks = _ranks(told)
-        pairs = _pairs(ranks, row.values, reading.says, weight, ranked=shape.kind == "ranking")
+        pairs = _pairs(ranks, row.values, reading.says, weight, shape)
         if shape.kind == "pair" and pairs:
             ranks, weight = (), 1.0
     return Example(
@@ -109,17 +109,19 @@ def _ranks(told: Told) -> tuple[int, ...]:
 
 
 def _pairs(
-    ranks: Sequence[int], values: Mapping[str, Any], says: Columns, weight: float, *, ranked: bool
+    ranks: Sequence[int], values: Mapping[str, Any], says: Columns, weight: float, shape: Shape
 ) -> tuple[Pair, ...]:
     """Each better answer against each worse one."""
     count = len(ranks)
-    if ranked and says.label_prob is not None:
+    if shape.kind == "ranking" and says.label_prob is not None:
         raise BadRowError(f"{says.label_prob}: a probability is of one comparison, and this row has several")
     if count > 2 and says.margin is not None and not _is_list(values, says.margin):
         raise BadRowError(f"{says.margin}: expected a list with a number per answer, as this row has {count}")
     label_prob = _label_prob(values, says)
+    # preference_strength and the like are negative where the first answer wins: as a margin their size counts.
+    size = abs if says.margin in shape.needs else float
     return tuple(
-        Pair(better, worse, weight, _margin(values, says, better, worse, count=count), label_prob)
+        Pair(better, worse, weight, size(_margin(values, says, better, worse, count=count)), label_prob)
         for better, worse in permutations(range(count), 2)
         if ranks[better] < ranks[worse]
     )

@@ -39,8 +39,8 @@ _HELPSTEER_TURN = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
 def content(value: Any, column: str) -> Content:
     """A column's text or messages; one message stands for a list of one.
 
-    Text stays text, with one exception, for tables that hold nothing else: text that is as a whole a JSON list of
-    messages (each an object with role and content, or from and value) is read as these.
+    Text stays text, with one exception, for tables that hold nothing else: text that is as a whole the JSON of a
+    message or a list of messages (objects with role and content, or from and value) is read as these.
 
     Raises:
         BadRowError: neither, a message without role or content, or roles out of order.
@@ -134,19 +134,20 @@ def _check_order(dialogue: Sequence[Message], column: str) -> None:
         raise BadRowError(f"{column}, message 1: a tool turn answers an earlier turn, and there is none")
 
 
-def _written_messages(value: str) -> list[Any] | None:
+def _written_messages(value: str) -> Any:
+    """What text that is JSON of messages, or of one, stands for; None = it is other text."""
     start = value.lstrip()
-    if not start.startswith("[") or not start[1:].lstrip().startswith("{"):
+    if not start.startswith(("[", "{")) or not start[1:].lstrip().startswith(("{", '"')):
         return None
     try:
         found = from_json(value, "")
     except BadRowError:
         return None
-    keys = ({"role", "content"}, {"from", "value"})
-    are = isinstance(found, list) and all(
-        isinstance(turn, dict) and any(key <= set(turn) for key in keys) for turn in found
-    )
-    return found if are else None
+    return found if found and all(map(_looks_like_message, found if isinstance(found, list) else [found])) else None
+
+
+def _looks_like_message(value: Any) -> bool:
+    return isinstance(value, dict) and (value.keys() >= {"role", "content"} or value.keys() >= {"from", "value"})
 
 
 def _message(value: Any, place: str) -> Message:

@@ -26,7 +26,7 @@ def reading_problems(shape: str, columns: Mapping[str, str]) -> list[str]:
     for field, source in columns.items():
         if field not in known and field not in COMMON:
             fields = names(sorted(known | set(COMMON)))
-            problems.append(f"data.columns.{field}: {_of(shape)} has no such field; its fields are {fields}")
+            problems.append(f"data.columns.{field}: {_of(shape)}; expected one of {fields}")
         elif problem := source_problem(source):
             problems.append(f"data.columns.{field} {problem}")
     return problems
@@ -90,7 +90,7 @@ def _among(shape: str) -> list[Shape]:
 
 
 def _of(shape: str) -> str:
-    return "no shape, so that none" if shape == "auto" else f"data.shape={shape}"
+    return "no shape has such a field" if shape == "auto" else f"data.shape={shape} has no such field"
 
 
 def _shown(given: frozenset[str]) -> str:

@@ -1,0 +1,108 @@
+"""Which files a model is made of: its own, or a base model's and an adapter's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from dpo_cli.errors import DpoError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files that a model is made of, and how its matrices are held."""
+
+    path: str
+    """Hub id or folder of the model; with an adapter, of its base."""
+    revision: str | None = None
+    adapter: str | None = None
+    """Hub id or folder of an adapter."""
+    adapter_revision: str | None = None
+    quantization: str | None = None
+    """``nf4``, ``nf4_double`` or ``int8``; None = as they are in the files."""
+
+    def __str__(self) -> str:
+        held = f" in {self.quantization}" if self.quantization else ""
+        return f"{self.path}{held}" + (f" with the adapter {self.adapter}" if self.adapter else "")
+
+
+def find_files(
+    path: str,
+    revision: str | None,
+    *,
+    adapter: str | None = None,
+    quantization: str | None = None,
+    name: str | None = None,
+) -> ModelFiles:
+    """Which files a path, and perhaps an adapter's path, stand for.
+
+    Args:
+        path: of a model, or of an adapter, whose own configuration then names the model.
+        revision: of what ``path`` names.
+        adapter: on the model of ``path``.
+        quantization: how matrices are to be held.
+        name: what messages call ``path``; None = ``model.path=...``.
+
+    Raises:
+        DpoError: if there is no such adapter, or both paths are adapters.
+    """
+    found = adapter_settings(path, revision)
+    name = name or f"model.path={path}"
+    if adapter is not None:
+        if found is not None:
+            raise DpoError(f"{name} is an adapter itself: with model.adapter.path={adapter}, expected its base model")
+        if adapter_settings(adapter, None) is None:
+            raise DpoError(f"model.adapter.path={adapter} is not an adapter: it holds no {CONFIG_FILE}")
+        return ModelFiles(path, revision, adapter, None, quantization)
+    if found is None:
+        return ModelFiles(path, revision, quantization=quantization)
+    base = found.get("base_model_name_or_path")
+    if not base:
+        raise DpoError(f"{name} does not say which model it is for: give that as model.path, and model.adapter.path")
+    return ModelFiles(str(base), found.get("revision"), path, revision, quantization)
+
+
+@lru_cache
+def adapter_settings(path: str, revision: str | None) -> dict[str, Any] | None:
+    """An adapter's configuration; None if the path is not one's."""
+    if not Path(path).is_dir() and path.count("/") != 1:
+        return None
+    file = find_adapter_config_file(path, revision=revision)
+    if file is None:
+        return None
+    try:
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DpoError(f"{file} is not valid JSON ({error})") from None
+    return settings if isinstance(settings, dict) else {}
+
+
+def adapter_files(path: str, revision: str | None) -> list[Path]:
+    """Configuration and weights of an adapter, where they lie on this machine.
+
+    Raises:
+        DpoError: if it has no weights in safetensors. Others are pickles, which can run code.
+    """
+    if Path(path).is_dir():
+        files = [Path(path, name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    else:
+        found = [
+            cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+            for name in (CONFIG_FILE, WEIGHTS_FILE)
+        ]
+        files = [Path(str(file)) for file in found]
+    if not files[1].is_file():
+        raise DpoError(
+            f"the adapter {path} holds no {WEIGHTS_FILE}; other formats are pickles, which can run code, and are not "
+            "read"
+        )
+    return files
