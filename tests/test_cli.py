@@ -275,6 +275,7 @@ SHOWN = {
     "train help": ["train", "--help"],
     "precompute-ref help": ["precompute-ref", "--help"],
     "eval help": ["eval", "--help"],
+    "inspect help": ["inspect", "--help"],
     "configs": ["configs"],
     "bash": ["completion", "bash"],
     "zsh": ["completion", "zsh"],

@@ -74,8 +74,8 @@ def find_files(
 @lru_cache
 def adapter_settings(path: str, revision: str | None) -> dict[str, Any] | None:
     """An adapter's configuration; None if the path is not one's."""
-    if not Path(path).is_dir() and path.count("/") != 1:
-        return None
+    if not Path(path).is_dir() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
+        return None  # neither a folder nor a hub id
     file = find_adapter_config_file(path, revision=revision)
     if file is None:
         return None

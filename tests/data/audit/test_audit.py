@@ -1,0 +1,202 @@
+"""Every finding is found where it is, and nowhere else; numbers are those counted by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.tokenizers import quickstart
+
+from dpo_cli.data.audit import NAMES, audit
+from dpo_cli.data.audit.result import Result
+from dpo_cli.data.audit.side import histogram, script, wilson
+from dpo_cli.data.build import Recipe
+from dpo_cli.data.formats import Reading
+from dpo_cli.data.load import Loader, Part
+from dpo_cli.data.sources import Place
+from dpo_cli.data.tokenize import Encoding
+from dpo_cli.data.types import Group
+from dpo_cli.errors import DataError
+
+TOKENIZER = quickstart()
+WORDS = [
+    *("acorn", "bell", "candle", "desk", "eagle", "fig", "garden", "hat", "igloo"),
+    *("kettle", "lamp", "mango", "nest", "olive", "river", "sand", "tent", "vase"),
+]
+
+
+@contextmanager
+def phase(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    yield lambda units: None
+
+
+def part(folder: Path, rows: list[dict[str, Any]], name: str = "a", **options: Any) -> Part:
+    file = folder / f"{name}.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    recipe = Recipe(
+        options.pop("reading", Reading()),
+        Encoding(max_length=200, **options.pop("encoding", {})),
+        options.pop("kind", "pairs"),
+        options.pop("on_bad_row", "raise"),
+        **options,
+    )
+    return Part("data.path", Place(str(file)), recipe)
+
+
+def look(train: Part, held_out: Part | float | None = None, show: int = 0) -> tuple[Result, list[Group]]:
+    loader = Loader(TOKENIZER, Path(train.place.path).parent / "cache", 1, phase, pytest.fail)
+    return audit([train], held_out, loader, seed=0, show=show, model="m", data="d")
+
+
+def clean(count: int = 600) -> list[dict[str, Any]]:
+    """Rows with nothing to be said against: different words, and neither side longer."""
+    rows = []
+    for number in range(count):
+        order = [WORDS[(number * step + number // 7) % len(WORDS)] for step in (1, 5, 7, 11)]
+        answers = [f"{order[0]} {number} good {order[1]}", f"{order[2]} {number} bad {order[3]}"]
+        answers[number % 2] += " more"
+        rows.append({"prompt": f"sort {number} {' '.join(order)}", "chosen": answers[0], "rejected": answers[1]})
+    return rows
+
+
+def names(result: Result) -> set[str]:
+    return {finding.name for finding in result.findings}
+
+
+def test_nothing_is_said_against_clean_rows(tmp_path: Path) -> None:
+    result, groups = look(part(tmp_path, clean()), 0.1, show=2)
+    assert names(result) == set()
+    assert (result.train.rows, result.held_out.rows) == (540, 60)  # type: ignore[union-attr]
+    assert (result.train.comparisons, result.train.answers, result.train.prompts) == (540, 1080, 540)
+    assert result.train.turns == {"2": 540}
+    assert result.train.scripts == {"latin": 1080}
+    assert len(groups) == 2
+    assert json.loads(json.dumps(asdict(result)))["version"] == 1
+
+
+PAIR = {"prompt": "sort b a", "chosen": "a b", "rejected": "b a"}
+CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], int]] = {
+    "bad-rows": ([{"prompt": "p", "chosen": "a", "rejected": "a"}, {"prompt": "p"}], {}, 2),
+    "duplicates": ([PAIR, PAIR, PAIR], {}, 2),
+    "near-duplicates": (
+        [PAIR | {"prompt": " ".join(f"w{n}" for n in range(60)) + end} for end in (" one", " two")],
+        {},
+        1,
+    ),
+    "contradictions": ([PAIR, PAIR | {"chosen": "b a", "rejected": "a b"}], {}, 1),
+    "special-tokens-in-text": ([PAIR | {"prompt": "sort <|im_start|> a"}], {}, 1),
+    "too-long": ([PAIR | {"prompt": "long " * 200}], {"encoding": {"on_too_long": "drop"}}, 1),
+    "answers-cut": ([PAIR | {"chosen": "long " * 200}], {}, 1),
+    "prompts-cut": ([PAIR | {"prompt": "long " * 200}], {}, 1),
+    "made-equal": ([PAIR | {"chosen": "long " * 200 + "a", "rejected": "long " * 200 + "b"}], {}, 1),
+    "other-script": ([PAIR | {"chosen": "世界"}], {}, 1),
+    "one-token-answers": ([PAIR | {"chosen": "a"}], {}, 1),
+    "few-comparisons": ([PAIR], {}, 1),
+    "without-preference": (
+        [PAIR, {"prompt": "p", "completions": ["x", "y"], "scores": [1, 1]}],
+        {},
+        1,
+    ),
+    "few-prompts": ([{"prompt": "p", "chosen": f"a {n}", "rejected": f"b {n}"} for n in range(20)], {}, 1),
+    "same-opening": ([PAIR | {"prompt": f"p {n}", "chosen": f"As an old fox, {n}"} for n in range(25)], {}, 25),
+    "longer-wins": ([PAIR | {"prompt": f"p {n}", "chosen": f"much longer {n}"} for n in range(30)], {}, 30),
+    "shorter-wins": ([PAIR | {"prompt": f"p {n}", "rejected": f"much longer {n}"} for n in range(30)], {}, 30),
+    "label-imbalance": (
+        [{"prompt": f"p {n}", "completion": f"a {n}", "label": n > 0} for n in range(10)],
+        {"kind": "answers"},
+        9,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_finding(name: str, tmp_path: Path) -> None:
+    rows, options, count = CASES[name]
+    result, _ = look(part(tmp_path, [*rows, PAIR | {"prompt": "last"}] if name == "bad-rows" else rows, **options))
+    (finding,) = [found for found in result.findings if found.name == name]
+    assert finding.count == count
+    assert finding.what.endswith(".")
+    assert finding.effect.endswith(".")
+    assert finding.advice.endswith(".")
+
+
+def test_every_finding_has_a_case_and_a_word_in_the_docs() -> None:
+    assert set(NAMES) == set(CASES) | {"in-both-sides", "cut-to-nothing"}
+    docs = (Path(__file__).parents[3] / "docs" / "inspect.md").read_text("utf-8")
+    assert [name for name in NAMES if f"`{name}`" not in docs] == []
+
+
+def test_a_prompt_on_both_sides(tmp_path: Path) -> None:
+    rows = clean()
+    held = part(tmp_path, rows[:3], "held")
+    result, _ = look(part(tmp_path, rows), held)
+    (finding,) = result.findings
+    assert (finding.name, finding.count, finding.rows[0]) == ("in-both-sides", 3, "a.jsonl, line 1")
+    assert result.train.rows == 597
+
+
+def test_the_worst_comes_first(tmp_path: Path) -> None:
+    rows = [*CASES["bad-rows"][0], *CASES["duplicates"][0], *CASES["one-token-answers"][0]]
+    stops, _ = look(part(tmp_path, rows))
+    levels = [finding.level for finding in stops.findings]
+    assert levels == sorted(levels, key=["error", "warning", "note"].index)
+    assert (stops.findings[0].name, stops.findings[0].level) == ("bad-rows", "error")
+    skips, _ = look(part(tmp_path, rows, on_bad_row="skip"))
+    assert {f.level for f in skips.findings if f.name == "bad-rows"} == {"warning"}
+
+
+def test_a_row_the_template_refuses_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{% for m in messages %}{% if 'no' in m.content %}{{ raise_exception('never') }}{% endif %}"
+    monkeypatch.setattr(TOKENIZER, "chat_template", template + "{{ m.content }}<|im_end|>{% endfor %}")
+    result, _ = look(part(tmp_path, [PAIR, PAIR | {"prompt": "no"}, PAIR | {"prompt": "q"}]))
+    assert (result.train.rows, result.train.counts["bad"]) == (2, 1)
+    assert "never" in result.train.counts["first_bad"][0]
+
+
+def test_lengths_and_gaps(tmp_path: Path) -> None:
+    result, groups = look(part(tmp_path, clean(40)), show=40)
+    chosen = [len(group.answers[0]) for group in groups]
+    rejected = [len(group.answers[1]) for group in groups]
+    assert result.train.lengths["chosen"].longest == max(chosen)
+    assert result.train.lengths["rejected"].mean == pytest.approx(sum(rejected) / 40)
+    longer = [one > other for one, other in zip(chosen, rejected, strict=True) if one != other]
+    assert result.train.longer_wins == pytest.approx(sum(longer) / len(longer))
+    assert sum(result.train.length_gap.counts) == 40  # type: ignore[union-attr]
+
+
+def test_nothing_that_can_be_read_is_an_error(tmp_path: Path) -> None:
+    place = Part("data.path", Place(str(tmp_path / "none.jsonl")), part(tmp_path, []).recipe)
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        look(place)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("words", "latin"),
+        ("12 + 3", ""),
+        ("привет", "cyrillic"),
+        ("世界", "cjk"),
+        ("ひらカタ", "japanese"),
+        ("é世", "latin"),
+    ],
+)
+def test_scripts(text: str, expected: str) -> None:
+    assert script(text) == expected
+
+
+def test_the_interval_of_a_share() -> None:
+    """Worked example: 8 of 10 (Wilson 1927, as in Brown, Cai and DasGupta 2001)."""
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+def test_a_histogram_holds_every_value() -> None:
+    from array import array
+
+    found = histogram(array("q", [1, 1, 5, 21]))
+    assert (sum(found.counts), found.edges[0], found.edges[-1]) == (4, 1.0, 21.0)
