@@ -21,10 +21,13 @@ from helpers.tokenizers import quickstart
 from transformers import AutoTokenizer, LlamaConfig
 
 import dpo_cli.quickstart
+from dpo_cli.data.build import Recipe
 from dpo_cli.data.collate import flat_length
-from dpo_cli.data.formats import Columns
-from dpo_cli.data.load import fingerprint, load_data
+from dpo_cli.data.formats import Columns, Reading
+from dpo_cli.data.load import Loader, Part, fingerprint, load_data
 from dpo_cli.data.plan import Plan
+from dpo_cli.data.sources import Place
+from dpo_cli.data.tokenize import Encoding
 from dpo_cli.data.types import Group, Kind
 
 TOKENIZER = Path(dpo_cli.quickstart.__file__).parent / "assets" / "model"
@@ -235,24 +238,15 @@ def our_groups(case: Case, path: Path) -> list[Group]:
     def silent(name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
         yield lambda units: None
 
-    return load_data(
-        path=str(path),
-        split="train",
-        subset=None,
-        revision=None,
-        held_out=None,
-        limit=None,
-        text=case.text,
-        max_length=2048,
-        max_prompt_length=None,
-        on_too_long="raise",
-        on_bad_row="raise",
-        seed=SEED,
-        tokenizer=AutoTokenizer.from_pretrained(case.model),
-        phase=silent,
-        kind=case.kind,
-        columns=Columns(weight=case.weight),
-    ).train
+    recipe = Recipe(
+        Reading(says=Columns(weight=case.weight)),
+        Encoding(text=case.text, on_too_long="raise"),
+        case.kind,
+        "raise",
+    )
+    tokenizer = AutoTokenizer.from_pretrained(case.model)
+    loader = Loader(tokenizer, path.with_suffix(".cache"), 1, silent, pytest.fail)
+    return list(load_data([Part("data.path", Place(str(path)), recipe)], None, loader, limit=None, seed=SEED).train)
 
 
 def our_order(groups: list[Group], case: Case) -> list[int]:

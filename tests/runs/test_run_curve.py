@@ -102,6 +102,21 @@ def test_any_number_of_processes_and_stage_gives_the_same_run(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [3, 2])
+def test_a_live_reference_that_is_shared_out_gives_the_same_run(place: Place, tmp_path: Path, stage: int) -> None:
+    """Its log-probs in training, evaluation, and of the samples at the end."""
+    changes = {"reference.mode": "live", "launch.num_processes": 2, "engine.zero_stage": stage}
+    changes |= {"engine.deepspeed": SHARD_ALL, "train.epochs": 1, "eval.samples": 4, "eval.max_new_tokens": 6}
+    whole = place.run(tmp_path / "whole", {**changes, "reference.sharded": "false"})
+    ended = place.try_run(tmp_path / "shared", {**changes, "reference.sharded": "auto" if stage == 3 else "true"})
+    assert ended.code == 0, ended.err[-3000:]
+    assert "a second model in memory shared out over the processes" in ended.err
+    assert_same_curve(tmp_path / "shared", whole, 1e-6)
+    final = [record(run)["final"] for run in (tmp_path / "shared", whole)]
+    assert final[0]["samples/kl"] == pytest.approx(final[1]["samples/kl"], abs=1e-6)
+
+
+@pytest.mark.slow
 def test_processes_without_a_row_of_their_own(place: Place, tmp_path: Path) -> None:
     """A batch, and a held-out set, smaller than the number of processes."""
     changes = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from safetensors.torch import load_file
 
 REWARD_AWARE = ["rpo_bwd_kl", "rpo_fwd_kl", "rpo_sq"]
 SHORT = {"train.epochs": 1, "train.save_every": None, "train.eval_every": None, "optim.lr": 3e-4}
+SHARD_ALL = "{zero_optimization:{stage3_param_persistence_threshold:0}}"
+"""Stage 3 would leave parameters as small as these whole on every rank."""
 BATCHWIDE = ["aot", "aot_unpaired", "bco_pair", "bco", "kto"]
 
 
@@ -192,15 +195,22 @@ def test_batch_wide_losses_under_zero_3(name: str, place: Place, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_reference_that_moves_under_zero_3(place: Place, tmp_path: Path) -> None:
-    """On two processes as on one; what a checkpoint of two holds, one goes on from."""
+    """On two processes, which share it out or not, as on one; what a checkpoint of two holds, one goes on from."""
     moving = {**SHORT, "reference.mode": "live", "train.save_every": 1, "train.eval_every": 2}
     moving |= {"reference.update_every": 2, "reference.update_mix": 0.5}
-    sharded = {"launch.num_processes": 2, "engine.zero_stage": 3}
+    sharded = {**moving, "launch.num_processes": 2, "engine.zero_stage": 3, "engine.deepspeed": SHARD_ALL}
     whole = place.run(tmp_path / "whole", moving)
-    assert_same_curve(place.run(tmp_path / "sharded", {**moving, **sharded}), whole, 2e-5)
+    both = place.run(tmp_path / "sharded", sharded)
+    assert_same_curve(both, whole, 2e-5)
+    unsharded = place.run(tmp_path / "unsharded", {**sharded, "reference.sharded": "false"})
+    assert_same_curve(both, unsharded, 1e-6)
+    kept = [load_file(run / "checkpoints" / "step-3" / "reference.safetensors") for run in (both, unsharded)]
+    assert distance(*kept) <= 1e-6
     fault = {"update": 3, "micro": 1, "signal": "SIGTERM", "to": "self"}
-    assert place.try_run(tmp_path / "cut", {**moving, **sharded}, fault=fault).code == 75
+    assert place.try_run(tmp_path / "cut", sharded, fault=fault).code == 75
+    shutil.copytree(tmp_path / "cut", tmp_path / "again")
     assert_same_curve(place.run(tmp_path / "cut", {**moving, "resume": "auto"}), whole, 2e-5)
+    assert_identical_runs(place.run(tmp_path / "again", {**sharded, "resume": "auto"}), both)
 
 
 def test_keep_best_wants_a_metric_that_there_is(place: Place, rows: dict[str, Path], tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ _RACE = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_build import RECIPE, Bench, pair
+from test_build_tables import RECIPE, Bench, pair
 bench = Bench(Path(sys.argv[1]))
 table = bench.make(*[pair("p" * (n % 50 + 1)) for n in range(400)], identity="same")
 print(json.dumps([bench.read, len(table)]))
