@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dpo_cli.data.formats import BadRowError, ReadCounts, read_examples, to_example
-from dpo_cli.data.sources import Row, read_rows
+from dpo_cli.data.formats import BadRowError, to_example
+from dpo_cli.data.sources import Place, Row, open_source
 from dpo_cli.data.types import Example, Pair
-from dpo_cli.errors import DataError
 
 REAL = os.environ.get("DPO_TEST_DATA", "")
 
@@ -221,72 +220,29 @@ def test_bad_rows_say_field_found_and_expected(values: dict[str, Any], message: 
     assert str(error.value) == message
 
 
-def rows(answers: str) -> Iterator[Row]:
-    """One row a letter; ``x`` has an empty answer."""
-    for number, letter in enumerate(answers, start=1):
-        yield Row(
-            f"a.jsonl, line {number}", {"prompt": "Q", "chosen": "" if letter == "x" else letter, "rejected": "-"}
-        )
-
-
-def test_bad_rows_are_all_named_when_they_stop_the_run() -> None:
-    with pytest.raises(DataError) as error:
-        read_examples(rows("axbx"), limit=None, on_bad_row="raise")
-    assert str(error.value).splitlines() == [
-        "a.jsonl, line 2: chosen is empty",
-        "a.jsonl, line 4: chosen is empty",
-        "... 2 bad rows in the first 4; data.on_bad_row=skip leaves such rows out and counts them",
-    ]
-
-
-def test_reading_stops_at_the_tenth_bad_row() -> None:
-    left = rows("a" + "x" * 20)
-    with pytest.raises(DataError) as error:
-        read_examples(left, limit=None, on_bad_row="raise")
-    assert len(str(error.value).splitlines()) == 11
-    assert "... 10 bad rows in the first 11;" in str(error.value)
-    assert next(left).source == "a.jsonl, line 12"
-
-
-def test_bad_rows_are_skipped_and_counted() -> None:
-    examples, counts = read_examples(rows("a" + "x" * 12 + "bab"), limit=None, on_bad_row="skip")
-    assert [example.answers[0] for example in examples] == ["a", "b", "a", "b"]
-    assert counts == ReadCounts(16, 12, 2, tuple(f"a.jsonl, line {line}: chosen is empty" for line in range(2, 12)))
-
-
-def test_limit_counts_rows_read() -> None:
-    examples, counts = read_examples(rows("axbc"), limit=3, on_bad_row="skip")
-    assert [example.answers[0] for example in examples] == ["a", "b"]
-    assert (counts.read, counts.bad) == (3, 1)
-
-
-def test_no_usable_row() -> None:
-    with pytest.raises(DataError, match=r"^data: no usable row: 0 read, 0 bad$"):
-        read_examples([], limit=None, on_bad_row="raise")
-    with pytest.raises(DataError, match=r"^a.jsonl, line 1: chosen is empty\ndata: no usable row: 1 read, 1 bad$"):
-        read_examples(rows("x"), limit=None, on_bad_row="skip")
-
-
-def real_rows(name: str) -> Iterator[Row]:
-    return read_rows(str(Path(REAL) / name), split="train", subset=None, revision=None)
+def real(name: str) -> tuple[list[Example], list[str]]:
+    """Examples of a real file, and what is wrong with its bad rows."""
+    examples, problems = [], []
+    place = Place(str(Path(REAL) / name))
+    for each in open_source(place, key="data.path", cache=Path(tempfile.gettempdir(), "dpo-hashes")).rows():
+        try:
+            examples.append(to_example(each))
+        except BadRowError as error:
+            problems.append(f"{each.source}: {error}")
+    return examples, problems
 
 
 @pytest.mark.realdata
 @pytest.mark.skipif(not REAL, reason="DPO_TEST_DATA is not set")
 def test_real_hh_rlhf() -> None:
-    with pytest.raises(DataError) as error:
-        read_examples(real_rows("hh_harmless.jsonl.gz"), limit=None, on_bad_row="raise")
-    assert str(error.value).splitlines() == [
-        *(f"hh_harmless.jsonl.gz, line {line}: chosen is empty" for line in (87, 517, 926, 1104)),
-        "... 4 bad rows in the first 1156; data.on_bad_row=skip leaves such rows out and counts them",
-    ]
-    examples, counts = read_examples(real_rows("hh_harmless.jsonl.gz"), limit=None, on_bad_row="skip")
-    assert (len(examples), counts.read, counts.bad) == (1152, 1156, 4)
+    examples, problems = real("hh_harmless.jsonl.gz")
+    assert problems == [f"hh_harmless.jsonl.gz, line {line}: chosen is empty" for line in (87, 517, 926, 1104)]
+    assert len(examples) == 1152
     assert [turn["role"] for turn in examples[0].prompt] == ["user", "assistant", "user", "assistant", "user"]
 
 
 @pytest.mark.realdata
 @pytest.mark.skipif(not REAL, reason="DPO_TEST_DATA is not set")
 def test_real_sharegpt() -> None:
-    examples, counts = read_examples(real_rows("dpo_en_demo.json"), limit=None, on_bad_row="raise")
-    assert (len(examples), counts.bad, counts.duplicates) == (298, 0, 5)
+    examples, problems = real("dpo_en_demo.json")
+    assert (len(examples), problems) == (298, [])

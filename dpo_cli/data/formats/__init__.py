@@ -6,7 +6,6 @@ Nothing here needs torch or transformers, so that a configuration can be checked
 """
 
 from dpo_cli.data.formats.example import to_example
-from dpo_cli.data.formats.read import SHOWN, ReadCounts, read_examples
 from dpo_cli.data.formats.reading import AS_FOUND, NO_COLUMNS, BadRowError, Columns, Reading, content_hash
 from dpo_cli.data.formats.recognise import reading_problems
 from dpo_cli.data.formats.shapes import SHAPES
@@ -15,13 +14,10 @@ __all__ = [
     "AS_FOUND",
     "NO_COLUMNS",
     "SHAPES",
-    "SHOWN",
     "BadRowError",
     "Columns",
-    "ReadCounts",
     "Reading",
     "content_hash",
-    "read_examples",
     "reading_problems",
     "to_example",
 ]

@@ -33,11 +33,6 @@ def hub_source(place: Place, name: str) -> Source:
     return Source(name, identity, partial(_rows, place, commit, parts, name))
 
 
-def hub_rows(place: Place, name: str) -> Iterator[Row]:
-    """The rows of ``hub_source``."""
-    return hub_source(place, name).rows()
-
-
 def _commit(place: Place, name: str) -> str:
     """The commit a revision is at, or was at when the hub last answered."""
     if place.revision and _COMMIT.fullmatch(place.revision):

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.data.sources.hub import hub_rows, hub_source
+from dpo_cli.data.sources.hub import hub_source
 from dpo_cli.data.sources.local import is_local, local_files
 from dpo_cli.data.sources.readers import Reader, reader_of
 from dpo_cli.data.sources.row import Place, Row, Source, first_line, one_of
@@ -35,14 +35,6 @@ def open_source(place: Place, *, key: str, cache: Path) -> Source:
         return hub_source(place, name)
     table = _table(place, name)
     return Source(name, _identity(table, name, cache), partial(_rows, table), _total(table))
-
-
-def read_rows(
-    path: str, *, split: str, subset: str | None, revision: str | None, key: str = "data.path"
-) -> Iterator[Row]:
-    """The rows of ``open_source``, without what they depend on: no file is hashed."""
-    place, name = Place(path, split, subset, revision), f"{key}={path}"
-    return _rows(_table(place, name)) if is_local(path) or is_url(path) else hub_rows(place, name)
 
 
 @dataclass(frozen=True, slots=True)

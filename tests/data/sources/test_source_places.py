@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 from helpers.sources import LINE, PAIR, numbered, numbers, read, source, write
 
-from dpo_cli.data.sources import Row, is_local, is_url, read_rows
+from dpo_cli.data.sources import Place, Row, is_local, is_url, open_source
 from dpo_cli.errors import DataError
 
 TEN = list(range(10))
@@ -216,7 +216,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pairs.txt: the file's name should end in .jsonl, .*or .feather$"):
         source(write(tmp_path / "pairs.txt", b"a,b"))
     with pytest.raises(DataError, match=r"^data.eval="):
-        read_rows(str(missing), split="train", subset=None, revision=None, key="data.eval")
+        open_source(Place(str(missing)), key="data.eval", cache=tmp_path / "cache")
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(DataError, match=r"folder.jsonl: no file in this folder ends in"):
         source(tmp_path / "folder.jsonl")
