@@ -27,7 +27,7 @@ EFFORT = pytest.mark.parametrize(
     [
         pytest.param(settings(max_examples=12, **_SETTINGS), id="few"),
         pytest.param(
-            settings(max_examples=1000, **_SETTINGS),
+            settings(max_examples=50, **_SETTINGS),
             id="many",
             marks=pytest.mark.slow,
         ),
