@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import islice
@@ -34,7 +34,7 @@ from dpo_cli.data.formats import BadRowError, Reading, content_hash, to_example
 from dpo_cli.data.kinds import WrongKindError, fit
 from dpo_cli.data.sources import Row, Source
 from dpo_cli.data.store import Table, TableWriter, open_table, to_batch
-from dpo_cli.data.tokenize import Encoding, TokenizeCounts, end_tokens, tokenize
+from dpo_cli.data.tokenize import Encoded, Encoding, TokenizeCounts, end_tokens, tokenize
 from dpo_cli.data.types import Example, Kind, Message
 from dpo_cli.errors import DataError, one_line
 
@@ -76,6 +76,12 @@ class Counts:
     tokenized: TokenizeCounts = field(default_factory=TokenizeCounts)
     too_long: list[str] = field(default_factory=list)
     """The first ten that are too long."""
+
+    def add_bad(self, message: str) -> None:
+        """Count a bad row."""
+        self.bad += 1
+        if len(self.first_bad) < SHOWN:
+            self.first_bad.append(one_line(message))
 
     def add(self, other: Counts) -> None:
         """Count the rows of another as well."""
@@ -284,16 +290,16 @@ def encode_rows(rows: Sequence[Row], recipe: Recipe, tokenizer: PreTrainedTokeni
         ends: from ``end_tokens``; filled in, if it is empty.
 
     Raises:
-        DataError: rows that say nothing of the kind that the loss counts, or that can't be rendered.
+        DataError: rows that say nothing of the kind that the loss counts.
     """
     counts = Counts(read=len(rows))
     examples = list(_examples(rows, recipe, counts))
     if not examples or (counts.bad and recipe.on_bad_row == "raise"):
         return Chunk(None, counts)
     if not ends:
-        ends += end_tokens(examples, tokenizer, recipe.encoding.text, recipe.encoding.template_args)
+        ends += first_ends(examples, tokenizer, recipe.encoding)
     kept = []
-    for encoded in tokenize(examples, tokenizer, recipe.encoding, ends):
+    for encoded in tokenized(examples, tokenizer, recipe, ends, counts):
         counts.tokenized.add(encoded)
         if encoded.group is not None:
             kept.append((encoded.group, encoded.example))
@@ -305,6 +311,33 @@ def encode_rows(rows: Sequence[Row], recipe: Recipe, tokenizer: PreTrainedTokeni
     return Chunk(to_batch([group for group, _ in kept], *zip(*keys, strict=True)), counts)
 
 
+def first_ends(examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> list[int]:
+    """What ends an answer, by the first example that can be rendered; empty = none can."""
+    for example in examples:
+        with suppress(DataError):  # a bad row, which is met again
+            return end_tokens([example], tokenizer, encoding.text, encoding.template_args)
+    return []
+
+
+def tokenized(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    ends: Sequence[int],
+    counts: Counts,
+) -> list[Encoded]:
+    """``tokenize``, where an example that can't be rendered is a bad row like others: counted, and left out."""
+    try:
+        return tokenize(examples, tokenizer, recipe.encoding, ends)
+    except DataError as problem:
+        if len(examples) > 1:  # which of them?
+            return [
+                encoded for example in examples for encoded in tokenized([example], tokenizer, recipe, ends, counts)
+            ]
+        counts.add_bad(str(problem))
+        return []
+
+
 def _examples(rows: Iterable[Row], recipe: Recipe, counts: Counts) -> Iterator[Example]:
     for row in rows:
         try:
@@ -312,9 +345,7 @@ def _examples(rows: Iterable[Row], recipe: Recipe, counts: Counts) -> Iterator[E
         except (BadRowError, WrongKindError) as problem:
             if isinstance(problem, WrongKindError):
                 raise DataError(f"{row.source}: {problem}") from None
-            counts.bad += 1
-            if len(counts.first_bad) < SHOWN:
-                counts.first_bad.append(one_line(f"{row.source}: {problem}"))
+            counts.add_bad(f"{row.source}: {problem}")
             continue
         if example is None:
             counts.without_preference += 1

@@ -202,6 +202,23 @@ def test_long_rows(bench: Bench) -> None:
     assert str(nothing.value) == f"pairs.jsonl: no row is left of 2: 2 too long ({limits})"
 
 
+def test_rows_that_the_template_refuses_are_bad_rows(bench: Bench) -> None:
+    tokenizer = quickstart()
+    refuses = "{% for m in messages %}{% if m.content == 'stop' %}{{ raise_exception('never') }}{% endif %}{% endfor %}"
+    tokenizer.chat_template = refuses + tokenizer.chat_template
+    rows = [pair("stop"), pair("p"), pair("q"), pair("stop")]
+    table = bench.make(*rows, recipe=replace(RECIPE, on_bad_row="skip"), tokenizer=tokenizer)
+    assert (questions(table), table.facts["counts"]["bad"]) == (["p", "q"], 2)
+    with pytest.raises(DataError) as error:
+        bench.make(*rows, tokenizer=tokenizer)
+    first, second, summary = str(error.value).splitlines()
+    assert first == "line 1: the chat template refuses this dialogue (never)"
+    assert second.startswith("line 4: ")
+    assert "2 bad rows in the first 4" in summary
+    with pytest.raises(DataError, match="no usable row: 1 read, 1 bad"):
+        bench.make(pair("stop"), recipe=replace(RECIPE, on_bad_row="skip"), tokenizer=tokenizer)
+
+
 def test_rows_of_another_kind_stop_it(bench: Bench) -> None:
     judged = {"prompt": "p", "completion": "a", "label": True}
     with pytest.raises(DataError, match=r"^line 2: the loss compares answers: .*loss=kto"):

@@ -38,7 +38,7 @@ class Seen:
     def add(self, source: str, count: int = 1) -> None:
         """Count it, in this row."""
         self.count += count
-        if count and len(self.rows) < 3:
+        if count and len(self.rows) < 3 and source not in self.rows:
             self.rows.append(source)
 
 

@@ -7,13 +7,12 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
-from dpo_cli.data.build import CHUNK, SHOWN, Counts, Recipe
+from dpo_cli.data.build import CHUNK, SHOWN, Counts, Recipe, first_ends, tokenized
 from dpo_cli.data.formats import BadRowError, to_example
 from dpo_cli.data.kinds import WrongKindError, fit
 from dpo_cli.data.sources import Row, Source
-from dpo_cli.data.tokenize import Encoded, end_tokens, tokenize
+from dpo_cli.data.tokenize import Encoded
 from dpo_cli.data.types import Example
-from dpo_cli.errors import DataError
 
 
 def usable(rows: Iterable[Row], recipe: Recipe, counts: Counts) -> Iterator[Example]:
@@ -23,7 +22,7 @@ def usable(rows: Iterable[Row], recipe: Recipe, counts: Counts) -> Iterator[Exam
         try:
             example = fit(recipe.kind, to_example(row, recipe.reading))
         except (BadRowError, WrongKindError) as problem:
-            _count_bad(counts, f"{row.source}: {problem}")
+            counts.add_bad(f"{row.source}: {problem}")
             continue
         if example is None:
             counts.without_preference += 1
@@ -46,30 +45,9 @@ def walk(source: Source, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, cou
     examples = usable(islice(source.rows(), recipe.limit), recipe, counts)
     ends: list[int] = []
     while chunk := list(islice(examples, CHUNK)):
-        ends = ends or end_tokens(chunk, tokenizer, recipe.encoding.text, recipe.encoding.template_args)
-        for encoded in _tokenized(chunk, recipe, tokenizer, ends, counts):
+        ends = ends or first_ends(chunk, tokenizer, recipe.encoding)
+        for encoded in tokenized(chunk, tokenizer, recipe, ends, counts):
             counts.tokenized.add(encoded)
             if encoded.left_out == "too_long" and len(counts.too_long) < SHOWN:
                 counts.too_long.append(str(encoded))
             yield encoded
-
-
-def _tokenized(
-    chunk: list[Example], recipe: Recipe, tokenizer: PreTrainedTokenizerBase, ends: list[int], counts: Counts
-) -> Iterator[Encoded]:
-    try:
-        yield from tokenize(chunk, tokenizer, recipe.encoding, ends)
-        return
-    except DataError:
-        pass  # of one of them: which?
-    for example in chunk:
-        try:
-            yield from tokenize([example], tokenizer, recipe.encoding, ends)
-        except DataError as problem:
-            _count_bad(counts, str(problem))
-
-
-def _count_bad(counts: Counts, message: str) -> None:
-    counts.bad += 1
-    if len(counts.first_bad) < SHOWN:
-        counts.first_bad.append(message)
