@@ -8,6 +8,7 @@ tokens have other names, which nobody can know: the template's are called by the
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -93,7 +94,8 @@ def _name(place: int) -> str:
 @lru_cache(maxsize=2)
 def _renamed(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tokenizer:
     """The copy; ``vocabulary`` is there for the cache, as tokens may be added to a tokenizer."""
-    copy: Tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    special = SpecialTokens.of(tokenizer).tokens
+    copy: Tokenizer = Tokenizer.from_str(_without_pieces(tokenizer.backend_tokenizer.to_str(), special))
     copy.no_truncation()
     copy.no_padding()
     copy.encode_special_tokens = True  # which says: special tokens in a text are text
@@ -106,7 +108,21 @@ def _renamed(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tokenizer:
                 rstrip=token.rstrip,
                 normalized=token.normalized,
             )
-            for place, token in enumerate(SpecialTokens.of(tokenizer).tokens)
+            for place, token in enumerate(special)
         ]
     )
     return copy
+
+
+def _without_pieces(saved: str, special: Sequence[AddedToken]) -> str:
+    """A saved tokenizer in which no special token is a piece of words: a Unigram model has them among its own."""
+    tokenizer = json.loads(saved)
+    if tokenizer["model"]["type"] != "Unigram":
+        return saved
+    names = {token.content: _name(place) for place, token in enumerate(special)}
+    pieces = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = [[names.get(piece, piece), score] for piece, score in pieces]
+    for token in tokenizer["added_tokens"]:
+        if token["content"] in names:  # no longer special: special tokens in a text are text, to the copy
+            token |= {"content": names[token["content"]], "special": False}
+    return json.dumps(tokenizer)

@@ -28,8 +28,7 @@ def special(case: Case, words: list[str]) -> list[Counter[int]]:
     return [Counter(index for index in part if index in known) for part in parts]
 
 
-# A Unigram model has the text of its special tokens among its pieces, and finds it whoever wrote it.
-@pytest.mark.parametrize("name", [each for each in NAMES if each.values[0] != "unigram"])
+@pytest.mark.parametrize("name", NAMES)
 @EFFORT
 def test_special_tokens_are_the_template_s(name: str, effort: settings) -> None:
     @effort
