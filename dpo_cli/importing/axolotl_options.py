@@ -144,8 +144,12 @@ _PRECISION = [
     ),
 ]
 _ROWS = [
-    *becomes("data.path, data.split, data.subset", "one; put several into one file", datasets=None),
-    *becomes("data.eval", "a file, or another split of the same data set", test_datasets=None),
+    *becomes(
+        "data.path, data.split, data.subset, data.shape, data.columns, data.text, data.mix",
+        "several become data.mix; the type decides shape, columns and text",
+        datasets=None,
+    ),
+    *becomes("data.eval", "one: a file, or a split of this or another data set", test_datasets=None),
     *becomes("data.eval", "a share of the prompts; a number of rows can't be given", val_set_size=0.0),
     *becomes("data.max_length", sequence_len=512),
     *becomes(
@@ -156,9 +160,19 @@ _ROWS = [
     *becomes(
         "model.chat_template", "also decided by the data set's type", chat_template=None, chat_template_jinja=None
     ),
-    *lost("templates take no arguments", chat_template_kwargs=None, default_system_message=None),
+    *becomes("data.workers", "processes that tokenise", dataset_num_proc=None, dataset_processes=None),
+    *harmless(
+        "axolotl reads them for supervised training only; here: data.template_args, data.system",
+        chat_template_kwargs=None,
+        default_system_message=None,
+    ),
     *lost("repeated rows are kept, and counted in run.json", dataset_exact_deduplication=None),
-    *lost("all rows are read: cut the file", dataset_shard_num=None, dataset_shard_idx=None, min_sample_len=None),
+    *harmless(
+        "not read with preference losses; here a part of the rows is data.split=train[:10%]",
+        dataset_shard_num=None,
+        dataset_shard_idx=None,
+    ),
+    *lost("rows are never too short", min_sample_len=None),
     *lost("name the rows in data.path", pretraining_dataset=None),
     *lost("prompts are never trained on", train_on_inputs=False),
     *lost(TOKENISER, eot_tokens=None, special_tokens=None, tokens=None, added_tokens_overrides=None),
@@ -168,14 +182,12 @@ _ROWS = [
     *harmless(TOKENISER, mean_resizing_embeddings=False, embeddings_skip_upcast=None),
     *harmless("not used with preference losses", eval_sequence_len=None, max_prompt_len=None),
     *harmless(
-        "rows are tokenised before the run, in one process, and shuffled anew in every pass",
+        "rows are tokenised before the run, and shuffled anew in every pass",
         shuffle_merged_datasets=True,
         shuffle_before_merging_datasets=False,
         dataset_prepared_path=None,
         skip_prepare_dataset=False,
         num_dataset_shards_to_save=None,
-        dataset_processes=None,
-        dataset_num_proc=None,
         dataset_keep_in_memory=None,
         dataloader_pin_memory=None,
         dataloader_num_workers=None,
@@ -507,14 +519,22 @@ AXOLOTL = table(
 """axolotl's own options."""
 
 DATASET = {
-    **dict.fromkeys(("type", "ds_type", "preprocess_shards"), ""),
-    **dict.fromkeys(("field_messages", "field_chosen", "field_rejected"), ""),
-    "chat_template": "one template for all rows: model.chat_template",
+    **dict.fromkeys(("type", "ds_type"), ""),
+    **dict.fromkeys(("field_messages", "field_chosen", "field_rejected", "chat_template"), ""),
+    "chat_template_jinja": "one template for all rows: model.chat_template",
     "roles": "roles must be system, user, assistant or tool; also human and gpt",
     "message_property_mappings": "messages must have role and content, or from and value",
+    "message_field_role": "messages must have role and content, or from and value",
+    "message_field_content": "messages must have role and content, or from and value",
     "trust_remote_code": "code from a hub is never run",
-    "shards": "all rows are read: cut the file, or data.limit",
-    "shards_idx": "all rows are read: cut the file, or data.limit",
 }
 """Keys of an entry of ``datasets``, with why they are lost; nothing where the converter reads them or no word is
 needed."""
+
+UNUSED = (
+    *("shards", "shards_idx", "preprocess_shards", "conversation", "drop_system_message", "input_format"),
+    *("input_transform", "field", "field_human", "field_model", "field_tools", "field_thinking", "logprobs_field"),
+    *("message_field_training", "message_field_training_detail", "roles_to_train", "split_thinking", "temperature"),
+    *("template_thinking_key", "train_on_eos", "train_on_eot"),
+)
+"""Keys that axolotl reads for supervised training only (``utils/data/sft.py``; ``utils/data/rl.py`` does not)."""

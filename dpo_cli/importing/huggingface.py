@@ -237,7 +237,8 @@ def convert_evaluation(options: Options, draft: Draft, *, held_out: str | float 
     if held_out is None:
         draft.check("Held-out rows are not named in the file: data.eval=... and train.eval_every=... evaluate on them.")
         return
-    draft.set("data.eval", held_out)
+    if "data.eval" not in draft.missing:
+        draft.set("data.eval", held_out)
     if strategy == "steps" and steps >= 1:
         draft.set("train.eval_every", int(steps), options.origin("eval_steps"))
     elif strategy == "steps":

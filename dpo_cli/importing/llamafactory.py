@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from dpo_cli.errors import DpoError
 from dpo_cli.importing import losses
-from dpo_cli.importing.draft import Draft
-from dpo_cli.importing.huggingface import NO_ADAPTERS, convert_evaluation, convert_model, convert_training
+from dpo_cli.importing.draft import Draft, brief
+from dpo_cli.importing.huggingface import (
+    NO_ADAPTERS,
+    convert_evaluation,
+    convert_model,
+    convert_training,
+    strategy_of,
+)
 from dpo_cli.importing.llamafactory_options import LLAMAFACTORY, NAMES
 from dpo_cli.importing.losses import Term
 from dpo_cli.importing.options import Options
-from dpo_cli.importing.rows import set_share
+from dpo_cli.importing.rows import ONE_PLACE, mix_names, set_share, set_workers
 from dpo_cli.importing.trl import warn_of_adapters
 from dpo_cli.importing.trl_options import KTO
 
 TEMPLATES = ("chatml", "zephyr", "llama3", "mistral", "gemma")
 """Chat templates that go by the same name here."""
 LOSSES = {"sigmoid": "dpo", "hinge": "hinge", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo"}
+STRATEGIES = ("concat", "interleave_under", "interleave_over", "interleave_once")
 
 
 def convert(given: Mapping[str, Any], draft: Draft, *, trainer: str | None, processes: int) -> str:
@@ -51,26 +59,100 @@ def convert(given: Mapping[str, Any], draft: Draft, *, trainer: str | None, proc
     return f"LLaMA-Factory's stage: {stage}"
 
 
-def _convert_rows(options: Options, draft: Draft) -> float | None:
+def _convert_rows(options: Options, draft: Draft) -> str | float | None:
     """``data`` and the chat template; returns what ``data.eval`` would be, if known."""
-    name = options.text("dataset")
-    what = f"dataset={name} is a name in dataset_info.json" if name else "the file does not say which rows"
-    draft.missing["data.path"] = what
+    _name_rows(options, draft)
     if options.has("max_samples"):
         draft.set("data.limit", options.whole("max_samples"))
+    if options.truth("streaming"):
+        draft.set("data.streaming", True)
+    set_workers(options, draft, "preprocessing_num_workers")
     draft.set("data.max_length", options.whole("max_length"), options.origin("max_length"))
+    draft.set("data.truncate_prompt", "end", "as LLaMA-Factory")
     draft.check(
-        "cutoff_len: where prompt and answer are both too long, they are cut in proportion there, and a prompt loses "
-        "its end; here it loses its start, and keeps half of data.max_length at least."
+        "cutoff_len: where prompt and answer are both too long, they are cut in proportion there; here a prompt keeps "
+        "half of data.max_length at least."
     )
+    _convert_template(options, draft)
+    if options.has("ref_model"):
+        draft.set("reference.path", options.text("ref_model"))
+    evaluated = _held_out(options, draft)
+    return evaluated or set_share(options.number("val_size"), "val_size", draft)
+
+
+def _names(options: Options, name: str) -> list[str]:
+    """A list, or text with commas between."""
+    value = options.take(name)
+    listed = value if isinstance(value, list) else str(value).split(",") if value else []
+    return [str(item).strip() for item in listed if str(item).strip()]
+
+
+def _name_rows(options: Options, draft: Draft) -> None:
+    """One data set, or several with their shares; where they are is left to fill in."""
+    names = _names(options, "dataset")
+    shares = _shares(options, names, draft)
+    if len(names) < 2:
+        what = (
+            f"dataset={brief(names[0])} is a name in dataset_info.json" if names else "the file does not say which rows"
+        )
+        draft.missing["data.path"] = what
+        return
+    keys = [f"data.mix.{key}" for key in mix_names(names)]
+    for name, key in zip(names, keys, strict=True):
+        draft.missing[f"{key}.path"] = f"of {brief(name)} in dataset_info.json"
+    for key, share in zip(keys, shares or [], strict=False):
+        draft.set(f"{key}.weight", share)
+
+
+def _shares(options: Options, names: list[str], draft: Draft) -> list[float] | None:
+    """Weights that mean the same as ``mix_strategy``; None = all rows of all, each once."""
+    strategy, given = options.text("mix_strategy") or "concat", _names(options, "interleave_probs")
+    if strategy not in STRATEGIES:
+        raise DpoError(f"mix_strategy={strategy}: expected one of {', '.join(STRATEGIES)}")
+    if len(names) < 2:
+        return None
+    try:
+        shares = [float(share) for share in given] or [1.0] * len(names)
+    except ValueError:
+        raise DpoError(f"interleave_probs={given}: expected numbers") from None
+    if len(shares) != len(names) or not all(0 < share < math.inf for share in shares):
+        raise DpoError(f"interleave_probs={given}: expected {len(names)} numbers over 0, one for each of dataset")
+    if strategy == "interleave_under":
+        chance = "of each data set chance decides how many rows, and " if given else ""
+        draft.check(f"mix_strategy={strategy}: {chance}the first are taken there; here they are drawn by the seed.")
+        return shares
+    if strategy == "interleave_over":
+        draft.lose("mix_strategy", strategy, "it repeats rows until all are used: data.mix.NAME.rows=N repeats evenly")
+    if given:
+        only_order = "they decide the order alone, and here the seed does"
+        (draft.lose if strategy == "interleave_over" else draft.drop)("interleave_probs", given, only_order)
+    return None
+
+
+def _held_out(options: Options, draft: Draft) -> str | None:
+    """``eval_dataset``: where it is is left to fill in."""
+    names = _names(options, "eval_dataset")
+    if len(names) > 1:
+        draft.lose("eval_dataset", names, ONE_PLACE)
+    if len(names) != 1 or strategy_of(options, "eval_strategy") == strategy_of(options, "evaluation_strategy") == "no":
+        return None
+    draft.missing["data.eval"] = f"eval_dataset={brief(names[0])} is a name in dataset_info.json"
+    return "???"
+
+
+def _convert_template(options: Options, draft: Draft) -> None:
     template = options.text("template")
     if template in TEMPLATES:
         draft.set("model.chat_template", template)
     elif template is not None:
         draft.check(f"template={template}: the tokenizer's own chat template is used; see that it writes the same.")
-    if options.has("ref_model"):
-        draft.set("reference.path", options.text("ref_model"))
-    return set_share(options.number("val_size"), "val_size", draft)
+    if options.has("default_system"):
+        draft.set("data.system", options.text("default_system"))
+    if options.has("enable_thinking"):
+        thinking = options.truth("enable_thinking")
+        draft.set("data.template_args", {"enable_thinking": thinking})
+        if not thinking:
+            draft.check("enable_thinking=false: LLaMA-Factory takes thoughts out of the rows, too; here rows stay.")
 
 
 def _dpo(options: Options, draft: Draft) -> None:

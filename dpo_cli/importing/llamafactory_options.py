@@ -10,7 +10,7 @@ AS_IT_IS = "models are loaded as their files say"
 MEMORY = "memory is bounded by train.tokens_per_micro_batch"
 NO_PADDING = "there is no padding, and rows of all lengths share a micro-batch"
 OTHER_TASK = "of other tasks than preference losses"
-ROWS = "rows are tokenised before the run, in one process, and shuffled anew in every pass"
+ROWS = "rows are tokenised before the run, and shuffled anew in every pass"
 TEXT_ONLY = "text only: images, sound and video are not supported"
 TOKENISER = "tokens and tokeniser are the model folder's own"
 TRACKER = "Weights & Biases is the one tracker; metrics.jsonl has every number"
@@ -40,25 +40,37 @@ _LOSS = [
     *lost("the reference is a plain model", ref_model_adapters=None, ref_model_quantization_bit=None),
 ]
 _DATA = [
-    *becomes("data.path", "a name in dataset_info.json: give the file or hub id it stands for", dataset=None),
+    *becomes(
+        "data.path, data.mix",
+        "names in dataset_info.json: give the files or hub ids that they stand for; several become data.mix",
+        dataset=None,
+    ),
+    *becomes("data.eval", "one name, as dataset", eval_dataset=None),
+    *becomes(
+        "data.mix",
+        "interleave_under becomes weights; interleave_over repeats rows and can't be converted",
+        mix_strategy="concat",
+        interleave_probs=None,
+    ),
+    *becomes("data.system", default_system=None),
+    *becomes("data.template_args", "of a template that knows it", enable_thinking=True),
+    *becomes("data.streaming", streaming=False),
+    *becomes("data.workers", "processes that tokenise", preprocessing_num_workers=None),
     *becomes("data.eval", "a share of the prompts; a number of rows can't be given", val_size=0.0),
     *becomes("data.limit", max_samples=None),
-    *becomes("data.max_length", "cut in another proportion", cutoff_len=2048),
+    *becomes(
+        "data.max_length, data.truncate_prompt", "cut in another proportion; prompts lose their end", cutoff_len=2048
+    ),
     *becomes("model.chat_template", "chatml, zephyr, llama3, mistral, gemma; else the tokenizer's own", template=None),
-    *lost("data.eval is a file, or a split of data.path", eval_dataset=None),
-    *lost("put it into the rows", default_system=None, tool_format=None),
-    *lost("templates take no arguments", enable_thinking=True, preserve_thinking=False),
+    *lost("the chat template writes tools, and decides which thoughts stay", tool_format=None, preserve_thinking=False),
     *lost("prompts are never trained on", train_on_prompt=False),
-    *lost("put several data sets into one file", mix_strategy="concat", interleave_probs=None),
     *lost(ONE_ORDER, disable_shuffling=False),
     *harmless("data.path names the file", dataset_dir="data", media_dir=None),
     *harmless(
         ROWS,
-        streaming=False,
         buffer_size=16384,
         overwrite_cache=False,
         preprocessing_batch_size=1000,
-        preprocessing_num_workers=None,
         tokenized_path=None,
         data_shared_file_system=False,
     ),

@@ -15,7 +15,9 @@ from dpo_cli.importing.draft import Draft
 _WIDTH = 116
 _SECTIONS = ("model", "data", "loss", "reference", "optim", "train", "engine", "tracker", "seed", "run_dir")
 _KEYS = (
-    *("path", "subset", "split", "revision", "chat_template", "eval", "text", "max_length", "max_prompt_length"),
+    *("path", "mix", "subset", "split", "revision", "streaming", "shape", "columns", "rows", "weight"),
+    *("chat_template", "eval", "limit", "text", "system", "template_args"),
+    *("max_length", "max_prompt_length", "truncate_prompt", "on_too_long", "workers"),
     *(
         "lr",
         "betas",
@@ -85,15 +87,13 @@ def _by_reason(entries: Mapping[str, list[str]]) -> list[str]:
 def _tree(draft: Draft) -> dict[str, Any]:
     """Full keys as a tree, with ``(value, remark)`` at its leaves."""
     tree: dict[str, Any] = {}
-    for key, leaf in draft.values.items():
+    lacking = {key: ("???", f"{key}=... on the command line: {why}") for key, why in draft.missing.items()}
+    for key, leaf in (lacking | draft.values).items():
         *path, name = key.split(".")
         node = tree
         for part in path:
             node = node.setdefault(part, {})
         node[name] = leaf
-    for key, why in draft.missing.items():
-        section, name = key.split(".")
-        tree[section] = {name: ("???", f"{key}=... on the command line: {why}")} | tree.get(section, {})
     return tree
 
 
@@ -114,11 +114,26 @@ def scalar(value: Any) -> str:
 
     A dollar sign with a brace would be an interpolation to it, and is one to none of the other tools.
     """
-    if isinstance(value, str):
-        value = value.replace("${", "\\${")
-    if isinstance(value, str) and not value.isprintable():
+    value = _escaped(value)
+    if not _printable(value):
         text = json.dumps(value)
     else:
         text = str(yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)).strip()
         text = text.removesuffix("...").strip()
     return re.sub(r"e([+-])0(\d)$", r"e\1\2", text)
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
+def _printable(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_printable(item) for pair in value.items() for item in pair)
+    if isinstance(value, list):
+        return all(map(_printable, value))
+    return value.isprintable() if isinstance(value, str) else True

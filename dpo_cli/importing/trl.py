@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dpo_cli.errors import DpoError
@@ -13,9 +14,19 @@ from dpo_cli.importing.huggingface import (
     convert_evaluation,
     convert_model,
     convert_training,
+    strategy_of,
 )
 from dpo_cli.importing.options import Options
-from dpo_cli.importing.rows import is_file, place_of, set_rows, set_share
+from dpo_cli.importing.rows import (
+    Place,
+    first_share,
+    held_out,
+    is_file,
+    places_of,
+    set_rows,
+    set_share,
+    set_workers,
+)
 from dpo_cli.importing.trl_options import VERSION, known
 
 LOSSES = {"dpo": losses.dpo, "kto": losses.kto, "cpo": losses.cpo, "orpo": losses.orpo}
@@ -43,7 +54,7 @@ def convert(given: Mapping[str, Any], draft: Draft, *, trainer: str | None, proc
     name = trainer or guess_trainer(given)
     options = Options(given, known(name), tool="TRL")
     convert_model(options, draft)
-    held_out = _convert_data(options, draft)
+    evaluated = _convert_data(options, draft)
     _convert_lengths(options, draft, null=512 if name in ("cpo", "orpo") else NO_LIMIT)
     if name == "cpo" and options.has("gamma_beta_ratio"):
         losses.simpo_of_its_authors(options, draft)
@@ -51,7 +62,7 @@ def convert(given: Mapping[str, Any], draft: Draft, *, trainer: str | None, proc
         LOSSES[name](options, draft)
     convert_reference(options, draft)
     convert_training(options, draft, processes)
-    convert_evaluation(options, draft, held_out=held_out)
+    convert_evaluation(options, draft, held_out=evaluated)
     warn_of_adapters(options, draft, adapter=given.get("use_peft") is True)
     draft.check(TEXT_ROWS.format(tool="TRL"))
     draft.account_for(options)
@@ -81,7 +92,13 @@ def _convert_lengths(options: Options, draft: Draft, *, null: int) -> None:
     keep_end = options.text("truncation_mode") == "keep_end"
     if options.has("max_prompt_length"):
         draft.set("data.max_prompt_length", options.whole("max_prompt_length"))
+        if options.text("truncation_mode") == "keep_start" and options.has("truncation_mode"):
+            draft.check(
+                "truncation_mode=keep_start: up to TRL 0.11 a prompt over max_prompt_length lost its end "
+                "(data.truncate_prompt=end), since then its start, as here."
+            )
     elif keep_end:
+        draft.set("data.truncate_prompt", "start")
         draft.check(
             "truncation_mode=keep_end: a prompt loses its start here too, but keeps half of data.max_length at least."
         )
@@ -111,47 +128,121 @@ def warn_of_adapters(options: Options, draft: Draft, *, adapter: bool) -> None:
 def _convert_data(options: Options, draft: Draft) -> str | float | None:
     """Where the rows are; returns what ``data.eval`` would be, if known."""
     _convert_template(options, draft)
+    set_workers(options, draft, "dataset_num_proc", "preprocessing_num_workers")
     mixture = options.mapping("dataset_mixture")
-    for key in mixture.keys() - {"datasets", "test_split_size"}:
-        draft.drop(f"dataset_mixture.{key}", mixture[key], "one seed decides the order of rows, and which are held out")
-    listed = options.take("datasets") or mixture.get("datasets") or _mixer(options)
+    listed = options.take("datasets") or mixture.get("datasets") or []
     if not isinstance(listed, list):
         raise DpoError(f"datasets={listed!r}: expected a list of data sets")
     if listed:
-        entries = [entry if isinstance(entry, dict) else {"path": entry} for entry in listed]
-        places = [place_of(_renamed(entry), "datasets", draft, _ENTRY) for entry in entries]
-        set_rows([place for place in places if place], draft)
-        size = mixture.get("test_split_size") if mixture else options.number("test_split_size")
-        share = set_share(size, "test_split_size", draft)
-        splits = options.take("dataset_splits")
-        return share or (str(splits[1]) if isinstance(splits, list) and len(splits) > 1 else None)
+        found = _of_list([entry if isinstance(entry, dict) else {"path": entry} for entry in listed], draft)
+        _set_streaming("streaming", options, draft)
+    elif options.has("dataset_mixer"):
+        return _of_mixer(options, draft)
+    else:
+        return _of_name(options, draft)
+    for key in mixture.keys() - {"datasets", "test_split_size"}:
+        draft.drop(f"dataset_mixture.{key}", mixture[key], "one seed decides the order of rows, and which are held out")
+    set_rows(found, draft)
+    size = mixture.get("test_split_size") if mixture else options.number("test_split_size")
+    return set_share(size, "test_split_size", draft)
+
+
+def _of_name(options: Options, draft: Draft) -> str | None:
+    """``dataset_name`` and its splits."""
     path = options.text("dataset_name")
     split, remark = options.text("dataset_train_split") or "train", options.origin("dataset_train_split")
-    place = path and place_of({"path": path, "name": options.text("dataset_config")}, "dataset", draft, {})
-    set_rows([place] if place else [], draft, split=split, remark=remark)
-    return options.text("dataset_test_split") if place and not is_file(place.path) else None
+    entry = {"path": path, "name": options.text("dataset_config")}
+    places = places_of(entry, "dataset", draft, {}) if path else []
+    set_rows(places, draft, split=split, remark=remark)
+    _set_streaming("dataset_streaming", options, draft)
+    return options.text("dataset_test_split") if places and not is_file(places[0].path) else None
 
 
-_ENTRY = {
-    "data_dir": "name the folder as data.path",
-    "fraction": "",
-    "weight": "data.limit takes the first so many rows",
-    "columns": "",
-}
+def _set_streaming(name: str, options: Options, draft: Draft) -> None:
+    if options.truth(name):
+        draft.set("data.streaming", True)
+        draft.check(f"{name}: TRL trains in the order of the rows; here they are shuffled, for their tokens are kept.")
+
+
+_ENTRY = {"data_dir": "name the folder as data.path", "fraction": "", "weight": "", "columns": ""}
 """Keys of an entry of ``datasets`` or of the alignment handbook's mixture."""
 
 
-def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
-    """The handbook's entries with TRL's names; a weight of 1 is all rows."""
+def _of_list(entries: list[dict[str, Any]], draft: Draft) -> list[Place]:
+    """TRL's ``datasets`` with their fractions, or the handbook's with weights."""
     names = {"id": "path", "config": "name"}
-    return {names.get(str(k), str(k)): v for k, v in entry.items() if not (k == "weight" and v == 1)}
+    entries = [{names.get(str(key), str(key)): value for key, value in entry.items()} for entry in entries]
+    fractions = [entry.get("fraction") for entry in entries]
+    if any(value is None for value in fractions) and any(value is not None for value in fractions):
+        raise DpoError("datasets: a fraction must be given for all of them or for none")
+    found = [
+        [_drawn(place, entry, draft) for place in places_of(entry, "datasets", draft, _ENTRY)] for entry in entries
+    ]
+    if fractions[0] is None or len(entries) == 1:
+        return [place for places in found for place in places]
+    if any(len(places) > 1 for places in found):
+        draft.lose("datasets.fraction", fractions, "several files in one entry can't have a share together")
+        return [place for places in found for place in places]
+    draft.check("datasets.fraction: TRL takes the first rows of each data set, here they are drawn by the seed.")
+    return [
+        replace(place, weight=_fraction(share))
+        for places, share in zip(found, fractions, strict=True)
+        for place in places
+        if _fraction(share) > 0
+    ]
 
 
-def _mixer(options: Options) -> list[dict[str, Any]]:
-    """``dataset_mixer`` of the alignment handbook's first years: data sets and their shares, first split trained on."""
-    splits = options.take("dataset_splits")
-    split = splits[0] if isinstance(splits, list) and splits else None
-    return [{"path": path, "split": split, "weight": share} for path, share in options.mapping("dataset_mixer").items()]
+def _fraction(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise DpoError(f"datasets.fraction={value!r}: expected a number that is not negative")
+    return float(value)
+
+
+def _drawn(place: Place, entry: Mapping[str, Any], draft: Draft) -> Place:
+    """The handbook's ``weight``: a share of the rows, drawn by the mixture's seed."""
+    weight = entry.get("weight")
+    if weight in (None, 1):
+        return place
+    split = first_share(place.split or "train", _share(weight, "datasets.weight"), "datasets.weight", draft)
+    if split.endswith("%]") and split != place.split:
+        draft.check(f"datasets.weight={weight}: the handbook draws that share of the rows; {split} are the first.")
+    return replace(place, split=split)
+
+
+def _share(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise DpoError(f"{name}={value!r}: expected a share between 0 and 1")
+    return float(value)
+
+
+def _of_mixer(options: Options, draft: Draft) -> str | None:
+    """``dataset_mixer`` of the alignment handbook's first years: data sets, and which share of each is trained on.
+
+    Of the splits those with train in their name are trained on and those with test held out, these always whole.
+    """
+    given, configs = options.mapping("dataset_mixer"), options.take("dataset_configs") or []
+    splits = [str(split) for split in options.take("dataset_splits") or ["train", "test"]]
+    train, test = ([split for split in splits if side in split] for side in ("train", "test"))
+    if len(train) + len(test) != len(splits):
+        raise DpoError(f"dataset_splits={splits}: expected names with train or test in them")
+    for more in (train[1:], test[1:]):
+        if more:
+            draft.lose("dataset_splits", more, "one split of each data set is read")
+    subsets = [str(name) if name else None for name in configs] or [None] * len(given)
+    if len(subsets) != len(given):
+        raise DpoError(f"dataset_configs={configs!r}: expected {len(given)}, one for each of dataset_mixer")
+    places, tests = [], []
+    for (path, value), subset in zip(given.items(), subsets, strict=True):
+        share = _share(value, f"dataset_mixer.{path}")
+        split = first_share(train[0] if train else "train", share, f"dataset_mixer.{path}", draft) if share else None
+        places += [Place(path, subset, split)] if split else []
+        tests += [Place(path, subset, test[0])] if test else []
+    set_rows(places, draft)
+    return held_out(tests, places, "dataset_splits", draft) if _evaluates(options) else None
+
+
+def _evaluates(options: Options) -> bool:
+    return any(strategy_of(options, name) != "no" for name in ("eval_strategy", "evaluation_strategy"))
 
 
 def _convert_template(options: Options, draft: Draft) -> None:
@@ -160,3 +251,8 @@ def _convert_template(options: Options, draft: Draft) -> None:
         draft.lose("chat_template", template, "save it as a .jinja file: model.chat_template=FILE")
     elif template is not None:
         draft.set("model.chat_template", template)
+    tools = options.take("tools")
+    if isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools) and tools:
+        draft.set("data.template_args", {"tools": tools})
+    elif tools:
+        draft.lose("tools", tools, "expected a list of JSON schemas")

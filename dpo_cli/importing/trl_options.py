@@ -178,7 +178,7 @@ _MODEL = [
     *becomes("model.revision", "revision, and dtype for train.precision; nothing else", model_init_kwargs=None),
     *lost("code from a hub is never run: the model must be one that transformers knows", trust_remote_code=False),
     *harmless("dropout is always off", disable_dropout=True),
-    *harmless("rows are tokenised in one process", dataset_num_proc=None),
+    *becomes("data.workers", "processes that tokenise", dataset_num_proc=None),
     *becomes(
         "data.max_length, data.max_prompt_length",
         "null becomes 1000000; for CPO and ORPO 512, as there",
@@ -221,7 +221,9 @@ DPO = _BASE | table(
     becomes("loss.divergence_alpha", f_alpha_divergence_coef=0.5),
     becomes("loss.wpo", use_weighting=False),
     becomes("loss.tau", "with discopop", discopop_tau=0.05),
-    becomes("data.max_prompt_length", "keep_start; keep_end nearly", truncation_mode="keep_start"),
+    becomes(
+        "data.max_prompt_length, data.truncate_prompt", "keep_start; keep_end nearly", truncation_mode="keep_start"
+    ),
     harmless("there is no padding (TRL 1.16 pads whatever it says)", padding_free=False),
     harmless("there is no padding", pad_token=None),
 )
@@ -287,9 +289,14 @@ SCRIPT = table(
     becomes("data.subset", dataset_config=None),
     becomes("data.split", dataset_train_split="train"),
     becomes("data.eval", "where it is evaluated", dataset_test_split="test"),
-    becomes("data.path, data.split, data.subset", "one; put several into one file", datasets=[]),
+    becomes(
+        "data.path, data.split, data.subset, data.mix",
+        "several become data.mix, fraction its weight; columns are found by their names",
+        datasets=[],
+    ),
     becomes("data.eval", "a share of the prompts; a number of rows can't be given", test_split_size=None),
-    harmless("rows are read whole", dataset_streaming=False, streaming=False),
+    becomes("data.streaming", "rows are shuffled all the same", dataset_streaming=False),
+    becomes("data.streaming", "of datasets", streaming=False),
     harmless(SPEED, ignore_bias_buffers=False),
 )
 """The arguments of `trl dpo` beside the trainer's: ModelConfig, ScriptArguments, DatasetMixtureConfig."""
@@ -324,9 +331,13 @@ OLD_TRL = table(
     becomes("loss.sft_weight", "now the loss sft", rpo_alpha=None),
     becomes("loss.reference_free", reference_free=None),
     becomes(
-        "data.path", "alignment-handbook; one; put several into one file", dataset_mixer=None, dataset_mixture=None
+        "data.path, data.split, data.mix",
+        "alignment-handbook; a share becomes a slice, such as train[:50%]",
+        dataset_mixer=None,
+        dataset_mixture=None,
     ),
-    becomes("data.split, data.eval", "alignment-handbook", dataset_splits=None),
+    becomes("data.split, data.eval", "alignment-handbook; one of train and one of test", dataset_splits=None),
+    becomes("data.subset", "alignment-handbook", dataset_configs=None),
     becomes("model.chat_template", "alignment-handbook; a name or a .jinja file", chat_template=None),
     becomes("loss.gamma_ratio", "SimPO's repository", gamma_beta_ratio=None),
     becomes("loss.sft_weight", "SimPO's repository", sft_weight=None),
@@ -334,14 +345,14 @@ OLD_TRL = table(
     lost(NO_ADAPTERS, model_adapter_name=None, ref_adapter_name=None),
     lost("eval.samples=64 writes answers to held-out prompts, before and after", generate_during_eval=None),
     lost("encoder-decoder models are not supported", is_encoder_decoder=None, max_completion_length=None),
+    becomes("data.template_args", "as tools, for rows that have none of their own", tools=None),
     lost(
-        "rows say themselves what they are; tools and empty system messages are not added",
+        "rows say themselves what they are; empty system messages are not added",
         dataset_kwargs=None,
-        tools=None,
         auto_insert_empty_system_msg=None,
     ),
     harmless("there is no padding", label_pad_token_id=None, padding_value=None),
-    harmless("rows are tokenised in one process", preprocessing_num_workers=None),
+    becomes("data.workers", "alignment-handbook", preprocessing_num_workers=None),
     harmless(SPEED, use_logits_to_keep=None, use_num_logits_to_keep=None, use_liger_loss=None),
     harmless(SPEED, base_model_attribute_name=None),
     harmless("set them in the shell", env=None),

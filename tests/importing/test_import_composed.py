@@ -21,7 +21,8 @@ FILES = sorted(file for file in FIXTURES.rglob("*") if file.suffix in (".yaml", 
 NAMES = ["-".join(file.relative_to(FIXTURES).with_suffix("").parts) for file in FILES]
 TRAINER = {"trl-orpo": "orpo"}
 """Which can't be guessed."""
-GIVEN = ["model.path=some-model", "data.path=rows.jsonl"]
+GIVEN = {"path": "some.jsonl", "eval": "held_out.jsonl"}
+"""What is given for places to fill in, by the ends of their keys."""
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         (tmp_path / "experiment").mkdir()
         (tmp_path / "experiment" / "it.yaml").write_text(text, encoding="utf-8")
         given = yaml.safe_load(text)
-        more = [word for word in GIVEN if given[word.partition(".")[0]].get("path") == "???"]
+        more = [f"{key}={GIVEN[key.rpartition('.')[2]]}" for key, value in leaves(given).items() if value == "???"]
         assert run_command("train", ["--config-dir", str(tmp_path), "+experiment=it", *more]) == 0
         ran = leaves(found.pop().model_dump(mode="json"))
         for key, value in leaves(given).items():  # what the file says is what is run
