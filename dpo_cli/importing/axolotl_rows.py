@@ -80,11 +80,14 @@ def _entries(options: Options, name: str) -> list[dict[str, Any]]:
 
 
 def _as_read(test: Mapping[str, Any], number: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """How axolotl reads held-out rows: by their type, with the fields of the training rows at the same place."""
+    """How axolotl reads held-out rows: by their type, with the fields of the training rows at the same place.
+
+    Where they have no type it takes them unchanged, which fits few; here they are read as the training rows are.
+    """
     train = entries[min(number, len(entries) - 1)] if entries else {}
     kind, own = train.get("type"), test.get("type")
     fields = {key: value for key, value in train.items() if key.startswith("field_")}
-    return fields | {"type": kind if isinstance(kind, dict) and isinstance(own, dict) else own}
+    return fields | {"type": kind if isinstance(kind, dict) and isinstance(own, dict) else own or kind}
 
 
 def _plain(entry: dict[str, Any]) -> dict[str, Any]:
