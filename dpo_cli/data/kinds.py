@@ -89,10 +89,12 @@ def mismatch(groups: Sequence[Group], seed: int, max_length: int, name: str = "d
         partners[index] = partner
     for index, group in enumerate(groups):
         partner = partners[index]
-        answer = partner.answers[random.integers(len(partner.answers))]
+        number = random.integers(len(partner.answers))
         room = max(1, max_length - len(group.prompt_ids))
         source = f"{group.source} with an answer of {partner.source}"
-        found.append(Group(group.prompt_ids, (answer[:room],), (), source, labels=(True,)))
+        scored = (partner.scored[number][:room],) if partner.scored else ()
+        answers = (partner.answers[number][:room],)
+        found.append(Group(group.prompt_ids, answers, (), source, labels=(True,), scored=scored))
     return found
 
 

@@ -74,6 +74,9 @@ class FlopsModel:
         trunk = len(group.prompt_ids) + shared
         branches = [len(answer) - shared - 1 for answer in group.answers]
         predictions = shared + sum(branch + 1 for branch in branches)
+        if group.scored:  # shared tokens are scored in all answers, or in none
+            predictions = sum(int(mask.sum()) for mask in group.scored)
+            predictions -= (len(group.answers) - 1) * int(group.scored[0][:shared].sum())
         pairs = trunk * (trunk + 1) / 2 + sum(branch * (trunk + (branch + 1) / 2) for branch in branches)
         unread = len(group.prompt_ids) - 1  # of the last layer's outputs there, nothing reads any
         return (
