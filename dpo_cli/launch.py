@@ -63,7 +63,7 @@ class Ended:
 def run_apart(command: str, config: TrainConfig, environment: Mapping[str, str]) -> Ended:
     """Run a command in a process of its own, ranks and all.
 
-    Two DeepSpeed engines in one process are not safe, so every job of a sweep is run this way.
+    A second DeepSpeed run in one process is not safe, so every job of a sweep is run this way.
     """
     with tempfile.TemporaryDirectory(prefix="dpo-") as folder:
         file = Path(folder, "config.json")

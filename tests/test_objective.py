@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.families import FAMILIES, awkward_groups, build
+from helpers.families import FAMILIES, awkward_groups, build, masked_groups
 from helpers.loss_cases import loss
 
 from dpo_cli.data.collate import FlatBatch, collate
@@ -29,17 +29,23 @@ def plain_logps(policy: Policy, ids: list[int]) -> torch.Tensor:
 
 
 def test_prompts_are_predicted_once_and_counted_in_every_answer(policy: Policy) -> None:
-    objective = Objective(awkward_groups(), loss("orpo", nll="full"), None, True)
+    groups = [*awkward_groups(), *masked_groups()]
+    objective = Objective(groups, loss("orpo", nll="full"), None, True)
     with torch.no_grad():
-        _, logps = objective.look(policy, awkward_groups())
+        _, logps = objective.look(policy, groups)
     expected, lengths = [], []
-    for group in awkward_groups():
+    for group in groups:
         prompt = group.prompt_ids.tolist()
         total = float(plain_logps(policy, prompt).sum()) if len(prompt) > 1 else 0.0
         expected += [total] * len(group.answers)
         lengths += [len(prompt) - 1] * len(group.answers)
     assert logps.prompt.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert logps.prompt_lengths.tolist() == lengths
+    assert logps.lengths.tolist() == [
+        int(group.scored[n].sum()) if group.scored else len(answer)
+        for group in groups
+        for n, answer in enumerate(group.answers)
+    ]
 
 
 def test_answers_are_the_same_whether_or_not_prompts_are_predicted(policy: Policy) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +15,7 @@ from dpo_cli.data.build import Recipe
 from dpo_cli.data.formats import Columns, Reading
 from dpo_cli.data.kinds import mismatch
 from dpo_cli.data.load import Data, Loader, Part, load_data
-from dpo_cli.data.sources import Place, is_local
+from dpo_cli.data.sources import Place, is_local, is_url
 from dpo_cli.data.store import Groups
 from dpo_cli.data.template import set_chat_template
 from dpo_cli.data.tokenize import Encoding
@@ -75,7 +76,10 @@ def training_parts(data: DataConfig, kind: Kind, limit: int | None) -> list[Part
     """What is trained on."""
     if data.mix is None:
         assert data.path is not None  # config.py sees to it
-        return [_part("data.path", MixedConfig(path=data.path), data, kind, limit)]
+        whole = MixedConfig(
+            path=data.path, subset=data.subset, revision=data.revision, streaming=data.streaming or None
+        )
+        return [_part("data.path", whole, data, kind, limit)]
     return [_part(f"data.mix.{name}.path", mixed, data, kind, limit) for name, mixed in data.mix.items()]
 
 
@@ -83,6 +87,13 @@ def _part(key: str, mixed: MixedConfig, data: DataConfig, kind: Kind, limit: int
     """A source; what it doesn't say is as for all."""
     settings = data.model_copy(update=mixed.model_dump(exclude_none=True, exclude={"rows", "weight"}))
     place = Place(mixed.path, settings.split, settings.subset, settings.revision, settings.streaming)
+    if is_local(mixed.path) or is_url(mixed.path):
+        for name in ("subset", "revision", "streaming"):
+            if getattr(mixed, name):
+                raise DataError(
+                    f"{key}={mixed.path} is a file or folder: {name} has no effect, it is for hub data sets"
+                )
+        place = Place(mixed.path, settings.split)
     return Part(key, place, _recipe(settings, kind, limit), mixed.rows, mixed.weight)
 
 
@@ -91,11 +102,14 @@ def held_out_part(data: DataConfig, kind: Kind) -> Part | float | None:
     if not isinstance(data.eval, str):
         return data.eval
     path, split = held_out_place(data)
+    if path != data.path:  # whose subset and revision say nothing of another data set
+        data = data.model_copy(update={"subset": None, "revision": None})
     return _part("data.eval", MixedConfig(path=path, split=split), data, kind, data.limit)
 
 
 def held_out_place(data: DataConfig) -> tuple[str, str]:
-    """Path and split of held-out data that is a file, a folder, a hub data set, or another split of ``data.path``.
+    """Path and split of held-out data that is a file, a folder, a hub data set, or another split of ``data.path``,
+    which is then a hub data set, a folder or a URL.
 
     Raises:
         DataError: if it is none of them.
@@ -106,10 +120,10 @@ def held_out_place(data: DataConfig) -> tuple[str, str]:
     if "/" in held_out:
         path, colon, split = held_out.rpartition(":")
         return (path, split) if colon and not split.startswith("//") else (held_out, "train")
-    if data.path is None or is_local(data.path):
+    if data.path is None or (is_local(data.path) and not Path(data.path).expanduser().is_dir()):
         training = "there are several in data.mix" if data.path is None else f"data.path={data.path} is a file"
         raise DataError(
-            f"data.eval={held_out}: no such file or folder; it would be a split of a hub data set, but {training} "
+            f"data.eval={held_out}: no such file or folder; it would be a split of data.path, but {training} "
             "(of another data set: OWNER/NAME:SPLIT)"
         )
     return data.path, held_out

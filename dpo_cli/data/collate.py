@@ -6,7 +6,8 @@ One group becomes a trunk and K branches::
       trunk                                           branch 0            branch 1
 
 Every branch goes on from the trunk: its positions start after it, and it sees the trunk and itself. The last
-token of an answer predicts nothing, so it is a target but never an input.
+token of an answer predicts nothing, so it is a target but never an input. Tokens of an answer that are not scored
+(``Group.scored``) are inputs but never targets.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ class FlatBatch:
     """``[T]``"""
     layouts: tuple[Layout, ...]
     rows: np.ndarray
-    """``[R]``: positions that predict at least one answer token, ascending."""
+    """``[R]``: positions that predict at least one scored token, ascending."""
     token_rows: np.ndarray
     """``[N]``: for each predicted token, an index into ``rows`` (the end of a trunk predicts K tokens)."""
     targets: np.ndarray
     """``[N]``: the token ids predicted."""
     answer_tokens: np.ndarray
-    """``[M]``: for each token of each answer in order, an index into ``[N]``; shared tokens stand several times."""
+    """``[M]``: for each scored token of each answer in order, an index into ``[N]``; shared ones stand often."""
     answer: np.ndarray
     """``[M]``: the answer each token belongs to, counted through the batch."""
     prompt_tokens: np.ndarray
@@ -170,21 +171,53 @@ def collate(groups: Sequence[Group], *, share: bool = True, predict_prompts: boo
         ]
         targets += [part.prompt_ids[1:] for part in parts]
         prompt_tokens, prompt_answer = _owners_of_prompts(parts, tokens)
-    rows, token_rows = np.unique(np.concatenate(predicting), return_inverse=True)
+    predicted = _Predicted(_int64(predicting), _int64(targets), _int64(answer_tokens), prompt_tokens)
+    answer = np.repeat(np.arange(len(lengths)), lengths)
+    if any(group.scored for group in groups):
+        scored = np.concatenate([mask for group in groups for mask in masks(group)])
+        predicted, answer = predicted.only(scored), answer[scored]
+    rows, token_rows = np.unique(predicted.positions, return_inverse=True)
     return FlatBatch(
         input_ids=_int64(ids),
         position_ids=_int64(positions),
         layouts=tuple(layouts),
         rows=rows,
         token_rows=token_rows,
-        targets=_int64(targets),
-        answer_tokens=_int64(answer_tokens),
-        answer=np.repeat(np.arange(len(lengths)), lengths),
-        prompt_tokens=prompt_tokens,
+        targets=predicted.targets,
+        answer_tokens=predicted.answer_tokens,
+        answer=answer,
+        prompt_tokens=predicted.prompt_tokens,
         prompt_answer=prompt_answer,
         preferences=preference_arrays(groups),
         groups=tuple(groups),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Predicted:
+    """What is predicted, and whose it is: see ``FlatBatch``."""
+
+    positions: np.ndarray
+    """``[N]``"""
+    targets: np.ndarray
+    answer_tokens: np.ndarray
+    prompt_tokens: np.ndarray
+
+    def only(self, scored: np.ndarray) -> _Predicted:
+        """Without what predicts neither a scored token of an answer nor a prompt's; ``scored`` is of all answers'
+        tokens."""
+        kept = np.zeros(len(self.targets), dtype=bool)
+        kept[self.answer_tokens[scored]] = True
+        kept[self.prompt_tokens] = True
+        place = np.cumsum(kept) - 1
+        return _Predicted(
+            self.positions[kept], self.targets[kept], place[self.answer_tokens[scored]], place[self.prompt_tokens]
+        )
+
+
+def masks(group: Group) -> Sequence[np.ndarray]:
+    """For each answer ``[A_k]``, whether a token is scored."""
+    return group.scored or [np.ones(len(answer), dtype=bool) for answer in group.answers]
 
 
 def _owners_of_prompts(parts: Sequence[Group], first: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dpo_cli.data.types import Example, Group, Kind
+from dpo_cli.data.types import Example, Group, Kind, Tokens
 from dpo_cli.errors import DataError
 
 _WANTED = {
@@ -89,11 +90,22 @@ def mismatch(groups: Sequence[Group], seed: int, max_length: int, name: str = "d
         partners[index] = partner
     for index, group in enumerate(groups):
         partner = partners[index]
-        answer = partner.answers[random.integers(len(partner.answers))]
+        number = int(random.integers(len(partner.answers)))
         room = max(1, max_length - len(group.prompt_ids))
+        answer, scored = _start(partner, number, room)
         source = f"{group.source} with an answer of {partner.source}"
-        found.append(Group(group.prompt_ids, (answer[:room],), (), source, labels=(True,)))
+        found.append(Group(group.prompt_ids, (answer,), (), source, labels=(True,), scored=scored))
     return found
+
+
+def _start(group: Group, number: int, length: int) -> tuple[Tokens, tuple[NDArray[np.bool_], ...]]:
+    """An answer's first tokens up to the last that is scored; where none of them is, all of them count."""
+    answer = group.answers[number][:length]
+    scored = group.scored[number][:length] if group.scored else np.ones(len(answer), dtype=bool)
+    if scored.all() or not scored.any():
+        return answer, ()
+    end = int(np.flatnonzero(scored)[-1]) + 1
+    return answer[:end], () if scored[:end].all() else (scored[:end],)
 
 
 def _same_prompt(one: Group, other: Group) -> bool:

@@ -170,4 +170,6 @@ def fingerprint(groups: Iterable[Group]) -> str:
         for part in parts:
             digest.update(part.astype("<i4").tobytes())
         digest.update(json.dumps([group.pairs, group.labels, group.ranks, group.weight]).encode())
+        for mask in group.scored:
+            digest.update(mask.tobytes())
     return digest.hexdigest()

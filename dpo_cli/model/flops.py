@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dpo_cli.data.collate import shared_prefix
+from dpo_cli.data.collate import collate, shared_prefix
 from dpo_cli.data.types import Group
 
 
@@ -73,16 +74,26 @@ class FlopsModel:
         shared = shared_prefix(group.answers)
         trunk = len(group.prompt_ids) + shared
         branches = [len(answer) - shared - 1 for answer in group.answers]
-        predictions = shared + sum(branch + 1 for branch in branches)
+        predictions, unread, unread_pairs = _read(group)
         pairs = trunk * (trunk + 1) / 2 + sum(branch * (trunk + (branch + 1) / 2) for branch in branches)
-        unread = len(group.prompt_ids) - 1  # of the last layer's outputs there, nothing reads any
         return (
             self.per_token * (trunk + sum(branches))
             + self.per_prediction * predictions
             + self.per_pair * pairs
             - self.unread_per_token * unread
-            - self.unread_per_pair * unread * (unread + 1) / 2
+            - self.unread_per_pair * unread_pairs
         )
+
+
+def _read(group: Group) -> tuple[int, int, float]:
+    """Tokens predicted; positions of whose outputs in the last layer nothing reads any; and the keys those see."""
+    if group.scored:
+        batch = collate([group])
+        unread = np.delete(batch.position_ids, batch.rows)
+        return len(batch.targets), len(unread), float(np.sum(unread + 1))
+    shared = shared_prefix(group.answers)
+    before = len(group.prompt_ids) - 1
+    return sum(map(len, group.answers)) - shared * (len(group.answers) - 1), before, before * (before + 1) / 2
 
 
 def count_weights(model: PreTrainedModel) -> int:

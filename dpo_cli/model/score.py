@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from dpo_cli.data.types import Group
 
 
 def score(policy: Callable[[FlatBatch], Tensor], groups: Sequence[Group], *, share: bool) -> list[list[NDArray]]:
-    """Token log-probs of each group's answers.
+    """Token log-probs of each group's answers, all of them, scored or not.
 
     Args:
         policy: a ``Policy``, or an engine around one.
@@ -25,7 +26,7 @@ def score(policy: Callable[[FlatBatch], Tensor], groups: Sequence[Group], *, sha
     Returns:
         For each group, for each answer, ``[A]`` float32.
     """
-    batch = collate(groups, share=share)
+    batch = collate([replace(group, scored=()) for group in groups], share=share)
     with torch.no_grad():
         logps = policy(batch).float().cpu().numpy()[batch.answer_tokens]
     ends = np.cumsum([len(answer) for group in groups for answer in group.answers])

@@ -106,21 +106,23 @@ class ReferenceStore:
         self._read.add(path.name)
 
     def lookup(self, groups: Sequence[Group]) -> Logps:
-        """Token log-probs of all answers of the groups, end to end: ``[M]``, as ``FlatBatch.answer`` has them.
+        """Log-probs of the groups' scored tokens, end to end: ``[M]``, as ``FlatBatch.answer`` has them.
+
+        The store has those of all tokens, so that nothing of what a run scores is in its keys.
 
         Raises:
             MissingReference: naming the row and the command that computes it.
         """
         parts = []
         for group in groups:
-            for answer in group.answers:
+            for number, answer in enumerate(group.answers):
                 logps = self._logps.get(answer_key(group.prompt_ids, answer))
                 if logps is None:
                     raise MissingReference(
                         f"{group.source}: no reference log-probs in {self.folder}; "
                         "compute them with `dpo precompute-ref` and the arguments of this run"
                     )
-                parts.append(logps)
+                parts.append(logps[group.scored[number]] if group.scored else logps)
         return np.concatenate(parts)
 
     def lock(self) -> FileLock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,6 +66,54 @@ def test_every_answer_token_is_predicted_from_its_prompt_and_what_precedes_it(gr
     ]
     assert found == expected
     assert len(set(batch.answer.tolist())) == len(answers)
+
+
+@st.composite
+def some_masked_group(draw) -> Group:
+    made = draw(some_group())
+    masks = [
+        np.array([*draw(st.lists(st.booleans(), min_size=n, max_size=n)), True]) for n in map(_before, made.answers)
+    ]
+    return replace(made, scored=tuple(masks))
+
+
+def _before(answer: np.ndarray) -> int:
+    return len(answer) - 1
+
+
+MASKED = st.lists(some_group() | some_masked_group(), min_size=1, max_size=5)
+
+
+@given(groups=MASKED, share=st.booleans())
+def test_only_scored_tokens_are_predicted_and_from_all_that_precedes_them(groups, share: bool) -> None:
+    batch = collate(groups, share=share)
+    answers = [
+        (g, answer, mask) for g in groups for answer, mask in zip(g.answers, g.scored or [None] * 4, strict=False)
+    ]
+    expected = [
+        ([*g.prompt_ids.tolist(), *answer[:i].tolist()], int(answer[i]), number)
+        for number, (g, answer, mask) in enumerate(answers)
+        for i in range(len(answer))
+        if mask is None or mask[i]
+    ]
+    found = [
+        (context(batch, int(batch.rows[batch.token_rows[token]])), int(batch.targets[token]), int(number))
+        for token, number in zip(batch.answer_tokens, batch.answer, strict=True)
+    ]
+    assert found == expected
+    assert set(batch.answer_tokens.tolist()) == set(range(len(batch.targets)))
+    assert sorted(set(batch.token_rows.tolist())) == list(range(len(batch.rows)))
+    assert len(batch.input_ids) == len(collate([replace(g, scored=()) for g in groups], share=share).input_ids)
+
+
+@given(groups=GROUPS, share=st.booleans())
+def test_a_mask_of_all_is_no_mask(groups, share: bool) -> None:
+    masked = [replace(g, scored=tuple(np.ones(len(answer), dtype=bool) for answer in g.answers)) for g in groups]
+    one, other = (
+        {name: value for name, value in vars(collate(some, share=share)).items() if isinstance(value, np.ndarray)}
+        for some in (groups, masked)
+    )
+    assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 @given(groups=GROUPS, share=st.booleans())

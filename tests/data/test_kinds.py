@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -227,3 +228,17 @@ def test_good_and_bad_answers_take_part() -> None:
 def test_mismatched_answers_are_cut_to_fit() -> None:
     assert [len(item.answers[0]) for item in mismatch([group(0, 1), group(1, 2)], 0, 4)] == [2, 2]
     assert [len(item.answers[0]) for item in mismatch([group(0, 1), group(1, 2)], 0, 2)] == [1, 1]
+
+
+def test_mismatched_answers_keep_which_tokens_are_scored() -> None:
+    one = replace(
+        group(0, 1), answers=(np.array([7, 8, 9, 6], np.int32),), scored=(np.array([True, False, False, True]),)
+    )
+    other = group(1, 2)
+    (_, borrowed) = mismatch([one, other], 0, 100)
+    assert (borrowed.answers[0].tolist(), borrowed.scored[0].tolist()) == ([7, 8, 9, 6], [True, False, False, True])
+    (_, borrowed) = mismatch([one, other], 0, len(other.prompt_ids) + 3)
+    assert (borrowed.answers[0].tolist(), borrowed.scored) == ([7], ())
+    unscored = replace(one, scored=(np.array([False, False, False, True]),))
+    (_, borrowed) = mismatch([unscored, other], 0, len(other.prompt_ids) + 3)
+    assert (borrowed.answers[0].tolist(), borrowed.scored) == ([7, 8, 9], ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,4 +149,7 @@ def test_fingerprint_is_of_tokens_and_pairs_in_order() -> None:
         [group([1, 2], [3], [4], pairs=((1, 0),)), base[1]],
         [group([1, 2], [3], [5]), base[1]],
     ]
-    assert len({fingerprint(groups) for groups in [base, *others]}) == 8
+    masks = [(np.array(first), np.array([True])) for first in ([True, True], [False, True], [True, False])]
+    whole = group([1, 2], [3, 4], [5])
+    others += [[whole], *([replace(whole, scored=mask)] for mask in masks[1:])]
+    assert len({fingerprint(groups) for groups in [base, *others]}) == 11

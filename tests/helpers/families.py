@@ -116,3 +116,25 @@ def awkward_groups(seed: int = 0) -> list[Group]:
             "four answers",
         ),
     ]
+
+
+def masked_groups(seed: int = 1) -> list[Group]:
+    """Of several turns: gaps inside the shared part and across its end, a scored token in one answer that isn't in the
+    other, an answer that begins unscored, one that is scored whole; beside a group without a mask."""
+    random = np.random.default_rng(seed)
+
+    def tokens(count: int) -> Any:
+        return random.integers(2, VOCABULARY, count, dtype=np.int32)
+
+    def mask(bits: str) -> Any:
+        return np.array([bit == "1" for bit in bits])
+
+    shared = tokens(5)
+    one, other = np.concatenate((shared, tokens(6))), np.concatenate((shared, tokens(4)))
+    return [
+        Group(tokens(6), (one, other), (Pair(0, 1),), "a", scored=(mask("11001100111"), mask("110010011"))),
+        Group(tokens(3), (one, other), (Pair(1, 0),), "b", scored=(mask("00000000001"), mask("000011111"))),
+        Group(tokens(4), (one, tokens(3)), (Pair(0, 1),), "c", scored=(mask("10000000001"), mask("111"))),
+        Group(tokens(2 * WINDOW), (one,), (), "d", scored=(mask("01110000001"),)),
+        Group(tokens(5), (tokens(4), tokens(2)), (Pair(0, 1),), "e"),
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.families import FAMILIES, MIXTURES, VOCABULARY, awkward_groups, build
+from helpers.families import FAMILIES, MIXTURES, VOCABULARY, awkward_groups, build, masked_groups
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,7 +48,7 @@ def visible_pairs(batch: FlatBatch) -> int:
     return count
 
 
-GROUPS = awkward_groups()
+GROUPS = [*awkward_groups(), *masked_groups()]
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=[group.source for group in GROUPS])
@@ -60,6 +60,15 @@ def test_tokens_predictions_and_pairs_are_the_brute_force_count(group: Group) ->
     assert FlopsModel(3, 100, 7).forward(group) == (
         3 * len(batch.input_ids) + 100 * len(batch.targets) + 7 * visible_pairs(batch)
     )
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=[group.source for group in GROUPS])
+def test_what_nothing_reads_is_not_counted(group: Group) -> None:
+    batch = collate([group])
+    unread = sorted(set(range(len(batch.input_ids))) - set(batch.rows.tolist()))
+    assert FlopsModel(0, 0, 0, unread_per_token=-1).forward(group) == len(unread)
+    # A position sees as many keys as its number says, itself included.
+    assert FlopsModel(0, 0, 0, unread_per_pair=-1).forward(group) == sum(batch.position_ids[unread] + 1)
 
 
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=7).map(lambda ids: np.array(ids, dtype=np.int32))
