@@ -64,8 +64,6 @@ def _convert_rows(options: Options, draft: Draft) -> str | float | None:
     _name_rows(options, draft)
     if options.has("max_samples"):
         draft.set("data.limit", options.whole("max_samples"))
-    if options.truth("streaming"):
-        draft.set("data.streaming", True)
     set_workers(options, draft, "preprocessing_num_workers")
     draft.set("data.max_length", options.whole("max_length"), options.origin("max_length"))
     draft.set("data.truncate_prompt", "end", "as LLaMA-Factory")

@@ -54,7 +54,7 @@ _DATA = [
     ),
     *becomes("data.system", default_system=None),
     *becomes("data.template_args", "of a template that knows it", enable_thinking=True),
-    *becomes("data.streaming", streaming=False),
+    *harmless("data.streaming=true does it for hub data sets; files are always read so", streaming=False),
     *becomes("data.workers", "processes that tokenise", preprocessing_num_workers=None),
     *becomes("data.eval", "a share of the prompts; a number of rows can't be given", val_size=0.0),
     *becomes("data.limit", max_samples=None),

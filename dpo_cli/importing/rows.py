@@ -115,9 +115,9 @@ def set_rows(places: Sequence[Place], draft: Draft, *, split: str = "train", rem
 
 def _set_place(key: str, place: Place, draft: Draft, split: str, remark: str) -> None:
     draft.set(f"{key}.path", place.path)
-    if place.subset:
+    if place.subset and not is_local(place.path):
         draft.set(f"{key}.subset", place.subset)
-    if place.revision:
+    if place.revision and not is_local(place.path):
         draft.set(f"{key}.revision", place.revision)
     _, bracket, part = (place.split or "").partition("[")
     if not is_file(place.path):
@@ -146,8 +146,13 @@ def mix_names(paths: Sequence[str]) -> list[str]:
 
 
 def is_file(path: str) -> bool:
-    """Whether it looks like files and not like a hub data set."""
-    return path.lower().endswith(READABLE) or path.startswith((".", "/", "~")) or "://" in path or "*" in path
+    """Whether it looks like a file or a pattern of files, which have one split."""
+    return path.lower().endswith(READABLE) or "*" in path
+
+
+def is_local(path: str) -> bool:
+    """Whether it looks like files, a folder or a URL and not like a hub data set."""
+    return is_file(path) or path.startswith((".", "/", "~")) or "://" in path
 
 
 def held_out(tests: Sequence[Place], train: Sequence[Place], name: str, draft: Draft) -> str | None:
@@ -168,25 +173,27 @@ def held_out(tests: Sequence[Place], train: Sequence[Place], name: str, draft: D
     (test,) = tests
     if is_file(test.path):
         return test.path
-    split = test.split or "train"
-    return split if len(train) == 1 and test.path == train[0].path else f"{test.path}:{split}"
+    if len(train) == 1 and test.path == train[0].path:
+        return test.split or "train"
+    return test.path if is_local(test.path) else f"{test.path}:{test.split or 'train'}"
 
 
 def _why_not_held_out(test: Place, train: Sequence[Place]) -> str:
     """Why it can't be ``data.eval``; empty where it can."""
-    one = train[0] if len(train) == 1 else None
+    same = len(train) == 1 and test.path == train[0].path
     if any(place.reading != test.reading for place in train):
         return "held-out rows are read as the training rows are: data.shape, data.columns"
     if "[" in (test.split or ""):
         return "data.eval takes whole splits and files, and no parts of them"
     if is_file(test.path):
-        named = test.split not in (None, "train") and not test.path.lower().endswith(READABLE)
-        return "of a folder the split train is held out: name the file" if named else ""
-    if (test.subset, test.revision) != ((one.subset, one.revision) if one and not is_file(one.path) else (None, None)):
-        return "held-out rows have the subset and revision of the training rows: data.subset, data.revision"
-    if "/" not in test.path and not (one and one.path == test.path):
-        return "of another data set data.eval is OWNER/NAME:SPLIT"
-    return ""
+        return ""
+    if same and (test.subset, test.revision) != (train[0].subset, train[0].revision):
+        return "a split that is held out has the subset and revision of the training rows"
+    if not same and is_local(test.path):
+        return "" if test.split in (None, "train") else "of a folder the split train is held out: name the file"
+    if not same and (test.subset or test.revision):
+        return "another data set that is held out has no subset or revision: data.eval is OWNER/NAME:SPLIT"
+    return "" if same or "/" in test.path else "of another data set data.eval is OWNER/NAME:SPLIT"
 
 
 def set_share(size: float | int | None, name: str, draft: Draft) -> float | None:

@@ -22,6 +22,7 @@ from dpo_cli.importing.rows import (
     first_share,
     held_out,
     is_file,
+    is_local,
     places_of,
     set_rows,
     set_share,
@@ -135,7 +136,7 @@ def _convert_data(options: Options, draft: Draft) -> str | float | None:
         raise DpoError(f"datasets={listed!r}: expected a list of data sets")
     if listed:
         found = _of_list([entry if isinstance(entry, dict) else {"path": entry} for entry in listed], draft)
-        _set_streaming("streaming", options, draft)
+        _set_streaming("streaming", found, options, draft)
     elif options.has("dataset_mixer"):
         return _of_mixer(options, draft)
     else:
@@ -154,14 +155,16 @@ def _of_name(options: Options, draft: Draft) -> str | None:
     entry = {"path": path, "name": options.text("dataset_config")}
     places = places_of(entry, "dataset", draft, {}) if path else []
     set_rows(places, draft, split=split, remark=remark)
-    _set_streaming("dataset_streaming", options, draft)
+    _set_streaming("dataset_streaming", places, options, draft)
     return options.text("dataset_test_split") if places and not is_file(places[0].path) else None
 
 
-def _set_streaming(name: str, options: Options, draft: Draft) -> None:
-    if options.truth(name):
+def _set_streaming(name: str, places: list[Place], options: Options, draft: Draft) -> None:
+    if not options.truth(name):
+        return
+    draft.check(f"{name}: TRL trains in the order of the rows; here they are shuffled, for their tokens are kept.")
+    if not all(is_local(place.path) for place in places):  # files are always read so
         draft.set("data.streaming", True)
-        draft.check(f"{name}: TRL trains in the order of the rows; here they are shuffled, for their tokens are kept.")
 
 
 _ENTRY = {"data_dir": "name the folder as data.path", "fraction": "", "weight": "", "columns": ""}

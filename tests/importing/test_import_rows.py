@@ -53,6 +53,8 @@ AXOLOTL = {"base_model": "m", "rl": "dpo", "micro_batch_size": 1, "learning_rate
             {"path": "e", "split": "t[:29%]"},
         ),
         ({"dataset_name": "e", "dataset_streaming": True}, {"path": "e", "split": "train", "streaming": True}),
+        ({"dataset_name": "e.csv", "dataset_config": "c", "dataset_streaming": True}, {"path": "e.csv"}),
+        ({"dataset_name": "./d", "dataset_train_split": "t"}, {"path": "./d", "split": "t"}),
         ({"dataset_name": "e", "dataset_num_proc": 6}, {"path": "e", "split": "train", "workers": 6}),
         ({}, {"path": "???"}),
     ],
@@ -144,6 +146,9 @@ def test_held_out_rows_of_trl(convert) -> None:
     assert (found["data.eval"], found["train.eval_every"]) == ("test", 7)
     assert "data.eval" not in convert(TRL | {"dataset_name": "e"}).keys
     assert "data.eval" not in convert(TRL | {"dataset_name": "e", "eval_strategy": False}).keys  # a bare no
+    folder = convert(TRL | {"dataset_name": "./d", "eval_strategy": "steps"})
+    assert folder.keys["data.eval"] == "test"
+    assert "data.eval" not in convert(TRL | {"dataset_name": "d.csv", "eval_strategy": "steps"}).keys
     mixer = {"dataset_mixer": {"o/e": 1.0}, "dataset_splits": ["train", "test_x"]}
     assert convert(TRL | mixer | {"eval_strategy": "steps"}).keys["data.eval"] == "test_x"
     assert "data.eval" not in convert(TRL | mixer).keys
@@ -229,7 +234,11 @@ def test_the_type_of_axolotls_rows_decides_the_template(
         ({"datasets": [entry()], "test_datasets": [{"path": "other", "split": "test"}]}, "test_datasets: [other test]"),
         ({"datasets": [entry()], "test_datasets": [entry(split="a"), entry(split="b")]}, "data.eval is one file"),
         ({"datasets": [entry()], "test_datasets": [entry(split="test[:9]")]}, "and no parts of them"),
-        ({"datasets": [entry()], "test_datasets": [entry(split="test", name="c")]}, "data.subset, data.revision"),
+        (
+            {"datasets": [entry()], "test_datasets": [entry(split="test", name="c")]},
+            "the subset and revision of the training rows",
+        ),
+        ({"datasets": [entry()], "test_datasets": [entry(path="o/n", name="c")]}, "has no subset or revision"),
         ({"datasets": [entry()], "test_datasets": [{"path": "./d", "split": "test"}]}, "name the file"),
         (
             {
@@ -354,6 +363,12 @@ def test_rows_that_are_too_long_for_axolotl(strategy: str | None, convert) -> No
 def test_held_out_rows_of_axolotl(convert) -> None:
     same = {"datasets": [entry()], "test_datasets": [{"path": "org/set", "split": "test"}]}
     assert convert(AXOLOTL | same).keys["data.eval"] == "test"
+    folder = {"datasets": [entry()], "test_datasets": [{"path": "./held"}]}
+    assert convert(AXOLOTL | folder).keys["data.eval"] == "./held"
+    folder = {"datasets": [{"path": "./d"}], "test_datasets": [{"path": "./d", "split": "test"}]}
+    assert convert(AXOLOTL | folder).keys["data.eval"] == "test"
+    subset = {"datasets": [entry(name="c")], "test_datasets": [entry(split="test", name="c")]}
+    assert convert(AXOLOTL | subset).keys["data.eval"] == "test"
     other = {"datasets": [entry()], "test_datasets": [{"path": "org/other", "split": "test"}]}
     assert convert(AXOLOTL | other).keys["data.eval"] == "org/other:test"
     mixed = {"datasets": [entry(), entry(path="x.jsonl")], "test_datasets": [entry(split="test")]}
@@ -407,10 +422,10 @@ def test_held_out_rows_of_llamafactory(convert) -> None:
 
 
 def test_llamafactorys_words_for_the_template(convert) -> None:
-    given = {"dataset": "a", "default_system": "Be kind.", "enable_thinking": False, "streaming": True}
+    given = {"dataset": "a", "default_system": "Be kind.", "enable_thinking": False}
     data = convert(LLAMAFACTORY | given | {"preprocessing_num_workers": 16}).tree["data"]
     assert (data["system"], data["template_args"]) == ("Be kind.", {"enable_thinking": False})
-    assert (data["streaming"], data["workers"], data["truncate_prompt"]) == (True, 16, "end")
+    assert (data["workers"], data["truncate_prompt"]) == (16, "end")
     assert "template_args" not in convert(LLAMAFACTORY | {"dataset": "a"}).tree["data"]
 
 

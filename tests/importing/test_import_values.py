@@ -177,7 +177,6 @@ SAMPLES_OF: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "interleave_probs": ("0.1,0.9", {"dataset": "d,e", "mix_strategy": "interleave_under"}),
         "default_system": ("s", {}),
         "enable_thinking": (False, {}),
-        "streaming": (True, {}),
         "val_size": (0.1, {}),
         "max_samples": (100, {}),
         "cutoff_len": (1024, {}),
