@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,9 @@ from dpo_cli.errors import DataError
 from dpo_cli.losses import Loss
 from dpo_cli.model.load import load_tokenizer
 from dpo_cli.tracking.console import Console
+
+_SLICE = re.compile(r"([\w.-]+/[\w.-]+:)?[\w.+-]+\[[-\d%]*:[-\d%]*\]")
+"""Part of a split, such as ``test[:100]`` or ``owner/name:test[:100]``, which would be a file pattern as well."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +119,11 @@ def held_out_place(data: DataConfig) -> tuple[str, str]:
         DataError: if it is none of them.
     """
     held_out = str(data.eval)
-    if is_local(held_out):
+    slice_of_split = _SLICE.fullmatch(held_out) is not None and not Path(held_out).exists()
+    if is_local(held_out) and not slice_of_split:
         return held_out, "train"
     if "/" in held_out:
-        path, colon, split = held_out.rpartition(":")
+        path, colon, split = held_out.partition(":")
         return (path, split) if colon and not split.startswith("//") else (held_out, "train")
     if data.path is None or (is_local(data.path) and not Path(data.path).expanduser().is_dir()):
         training = "there are several in data.mix" if data.path is None else f"data.path={data.path} is a file"

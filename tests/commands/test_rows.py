@@ -58,6 +58,9 @@ def test_held_out_places(tmp_path: Path) -> None:
     assert held_out_part(config(path="a.jsonl", eval=0.1), "pairs") == 0.1
     assert place(config(**hub, eval="test")) == Place("o/n", "test", "s", "r")
     assert place(config(**hub, eval="p/m:test")) == Place("p/m", "test")
+    assert place(config(**hub, eval="test[:100]")) == Place("o/n", "test[:100]", "s", "r")
+    assert place(config(**hub, eval="p/m:train[-200:]")) == Place("p/m", "train[-200:]")
+    assert place(config(**hub, eval="held[12].jsonl")) == Place("held[12].jsonl")
     assert place(config(**hub, eval="p/m")) == Place("p/m", "train")
     assert place(config(**hub, eval="held.jsonl")) == Place("held.jsonl")
     assert place(config(path=str(tmp_path), eval="test")) == Place(str(tmp_path), "test")
