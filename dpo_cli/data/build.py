@@ -83,6 +83,12 @@ class Counts:
         if len(self.first_bad) < SHOWN:
             self.first_bad.append(one_line(message))
 
+    def add_encoded(self, encoded: Encoded) -> None:
+        """Count what became of an example."""
+        self.tokenized.add(encoded)
+        if encoded.left_out == "too_long" and len(self.too_long) < SHOWN:
+            self.too_long.append(str(encoded))
+
     def add(self, other: Counts) -> None:
         """Count the rows of another as well."""
         self.read += other.read
@@ -292,19 +298,17 @@ def encode_rows(rows: Sequence[Row], recipe: Recipe, tokenizer: PreTrainedTokeni
     Raises:
         DataError: rows that say nothing of the kind that the loss counts.
     """
-    counts = Counts(read=len(rows))
-    examples = list(_examples(rows, recipe, counts))
+    counts = Counts()
+    examples = list(usable(rows, recipe, counts))
     if not examples or (counts.bad and recipe.on_bad_row == "raise"):
         return Chunk(None, counts)
     if not ends:
         ends += first_ends(examples, tokenizer, recipe.encoding)
     kept = []
     for encoded in tokenized(examples, tokenizer, recipe, ends, counts):
-        counts.tokenized.add(encoded)
+        counts.add_encoded(encoded)
         if encoded.group is not None:
             kept.append((encoded.group, encoded.example))
-        elif encoded.left_out == "too_long" and len(counts.too_long) < SHOWN:
-            counts.too_long.append(str(encoded))
     if not kept:
         return Chunk(None, counts)
     keys = [(prompt_key(example), row_key(example)) for _, example in kept]
@@ -338,12 +342,20 @@ def tokenized(
         return []
 
 
-def _examples(rows: Iterable[Row], recipe: Recipe, counts: Counts) -> Iterator[Example]:
+def usable(
+    rows: Iterable[Row], recipe: Recipe, counts: Counts, *, wrong_kind: Literal["raise", "count"] = "raise"
+) -> Iterator[Example]:
+    """The rows that say something the loss can use; the others are counted.
+
+    Raises:
+        DataError: a row that says nothing of the kind that the loss counts, unless such are to be counted as bad.
+    """
     for row in rows:
+        counts.read += 1
         try:
             example = fit(recipe.kind, to_example(row, recipe.reading))
         except (BadRowError, WrongKindError) as problem:
-            if isinstance(problem, WrongKindError):
+            if isinstance(problem, WrongKindError) and wrong_kind == "raise":
                 raise DataError(f"{row.source}: {problem}") from None
             counts.add_bad(f"{row.source}: {problem}")
             continue

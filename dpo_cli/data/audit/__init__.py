@@ -10,8 +10,8 @@ import numpy as np
 from dpo_cli.data.audit.findings import NAMES, findings
 from dpo_cli.data.audit.result import Result
 from dpo_cli.data.audit.side import Measured
-from dpo_cli.data.audit.walk import usable, walk
-from dpo_cli.data.build import Counts, prompt_key
+from dpo_cli.data.audit.walk import walk
+from dpo_cli.data.build import Counts, prompt_key, usable
 from dpo_cli.data.holdout import hold_out
 from dpo_cli.data.load import Loader, Part
 from dpo_cli.data.sources import Source, open_source
@@ -74,7 +74,7 @@ def audit(
 
 
 def _examples(source: Source, part: Part) -> Iterable:
-    return usable(islice(source.rows(), part.recipe.limit), part.recipe, Counts())
+    return usable(islice(source.rows(), part.recipe.limit), part.recipe, Counts(), wrong_kind="count")
 
 
 def _walk(source: Source, part: Part, loader: Loader, counts: Counts) -> Iterator[Encoded]:

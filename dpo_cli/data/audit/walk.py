@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
-from dpo_cli.data.build import CHUNK, SHOWN, Counts, Recipe, first_ends, tokenized
-from dpo_cli.data.formats import BadRowError, to_example
-from dpo_cli.data.kinds import WrongKindError, fit
-from dpo_cli.data.sources import Row, Source
+from dpo_cli.data.build import CHUNK, Counts, Recipe, first_ends, tokenized, usable
+from dpo_cli.data.sources import Source
 from dpo_cli.data.tokenize import Encoded
-from dpo_cli.data.types import Example
-
-
-def usable(rows: Iterable[Row], recipe: Recipe, counts: Counts) -> Iterator[Example]:
-    """The rows that say something the loss can use; the others are counted."""
-    for row in rows:
-        counts.read += 1
-        try:
-            example = fit(recipe.kind, to_example(row, recipe.reading))
-        except (BadRowError, WrongKindError) as problem:
-            counts.add_bad(f"{row.source}: {problem}")
-            continue
-        if example is None:
-            counts.without_preference += 1
-        else:
-            yield example
 
 
 def walk(source: Source, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, counts: Counts) -> Iterator[Encoded]:
@@ -42,12 +24,10 @@ def walk(source: Source, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, cou
     Raises:
         DpoError: the source can't be read, or its rows and the tokenizer don't go together at all.
     """
-    examples = usable(islice(source.rows(), recipe.limit), recipe, counts)
+    examples = usable(islice(source.rows(), recipe.limit), recipe, counts, wrong_kind="count")
     ends: list[int] = []
     while chunk := list(islice(examples, CHUNK)):
         ends = ends or first_ends(chunk, tokenizer, recipe.encoding)
         for encoded in tokenized(chunk, tokenizer, recipe, ends, counts):
-            counts.tokenized.add(encoded)
-            if encoded.left_out == "too_long" and len(counts.too_long) < SHOWN:
-                counts.too_long.append(str(encoded))
+            counts.add_encoded(encoded)
             yield encoded
