@@ -254,6 +254,7 @@ def _check(counts: Counts, recipe: Recipe, name: str) -> None:
             "with equal scores, so that nothing is preferred": counts.without_preference,
             f"too long ({limits})": long,
             "with answers that the template or the cut made equal": counts.tokenized.made_equal,
+            "of whose answers the cut left nothing that is scored": counts.tokenized.nothing_scored,
         }
         found = ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number)
         raise DataError(f"{name}: no row is left of {counts.read}: {found}")
@@ -368,15 +369,16 @@ def usable(
 def prompt_key(example: Example) -> int:
     """The same for a text and for its one user turn."""
     prompt = example.prompt
-    return _key64([Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt)
+    return key64([Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt)
 
 
 def row_key(example: Example) -> int:
     """Of prompt and answers."""
-    return _key64([example.prompt, example.answers])
+    return key64([example.prompt, example.answers])
 
 
-def _key64(content: Any) -> int:
+def key64(content: Any) -> int:
+    """A signed number of 64 bits that stands for a content, as tables keep it."""
     return int.from_bytes(content_hash(content)[:8], signed=True)
 
 

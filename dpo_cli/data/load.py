@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from dpo_cli.data.build import Phase, Recipe, build
-from dpo_cli.data.formats import content_hash
+from dpo_cli.data.build import Phase, Recipe, build, key64
 from dpo_cli.data.holdout import hold_out, overlap
 from dpo_cli.data.sources import Place, open_source
 from dpo_cli.data.store import Groups, Table
@@ -117,7 +116,7 @@ def _mixed(parts: Sequence[Part], tables: Sequence[Table], seed: int) -> NDArray
     taken = []
     for part, table, start in zip(parts, tables, starts, strict=False):
         wanted = max(1, int(whole * part.weight)) if part.weight is not None else part.rows
-        taken.append(start + _drawn(len(table), wanted, [seed, _number(part.key)]))
+        taken.append(start + _drawn(len(table), wanted, [seed, key64(part.key) % 2**64]))
     return np.concatenate(taken)
 
 
@@ -128,10 +127,6 @@ def _drawn(count: int, wanted: int | None, seed: Sequence[int]) -> NDArray[np.in
     passes, rest = divmod(wanted, count)
     some = np.random.default_rng(seed).choice(count, rest, replace=False)
     return np.sort(np.concatenate([np.tile(np.arange(count), passes), some]))
-
-
-def _number(name: str) -> int:
-    return int.from_bytes(content_hash(name)[:8])
 
 
 def _keys(tables: Sequence[Table], column: str) -> NDArray[np.int64]:

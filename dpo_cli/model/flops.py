@@ -74,7 +74,7 @@ class FlopsModel:
         shared = shared_prefix(group.answers)
         trunk = len(group.prompt_ids) + shared
         branches = [len(answer) - shared - 1 for answer in group.answers]
-        predictions, unread, unread_pairs = _read(group)
+        predictions, unread, unread_pairs = _read(group, shared)
         pairs = trunk * (trunk + 1) / 2 + sum(branch * (trunk + (branch + 1) / 2) for branch in branches)
         return (
             self.per_token * (trunk + sum(branches))
@@ -85,13 +85,17 @@ class FlopsModel:
         )
 
 
-def _read(group: Group) -> tuple[int, int, float]:
-    """Tokens predicted; positions of whose outputs in the last layer nothing reads any; and the keys those see."""
+def _read(group: Group, shared: int) -> tuple[int, int, float]:
+    """Tokens predicted; positions of whose outputs in the last layer nothing reads any; and the keys those see.
+
+    Args:
+        group: any.
+        shared: first tokens that its answers share.
+    """
     if group.scored:
         batch = collate([group])
         unread = np.delete(batch.position_ids, batch.rows)
         return len(batch.targets), len(unread), float(np.sum(unread + 1))
-    shared = shared_prefix(group.answers)
     before = len(group.prompt_ids) - 1
     return sum(map(len, group.answers)) - shared * (len(group.answers) - 1), before, before * (before + 1) / 2
 

@@ -138,7 +138,7 @@ def _bad(side: Measured, name: str, *, stops: bool) -> Iterator[Finding]:
 
 
 def _lengths(side: Measured) -> Iterator[Finding]:
-    longer, different = sum(gap > 0 for gap in side.gaps), sum(gap != 0 for gap in side.gaps)
+    longer, different = side.longer()
     if not different:
         return
     low, high = wilson(longer, different)
@@ -159,11 +159,12 @@ def _lengths(side: Measured) -> Iterator[Finding]:
 
 
 def _balance(side: Measured) -> Iterator[Finding]:
-    judged = sum(len(side.lengths.get(part, ())) for part in ("good", "bad"))
-    share = side.good / judged if judged else 0.5
+    good, bad = (len(side.lengths.get(part, ())) for part in ("good", "bad"))
+    judged = good + bad
+    share = good / judged if judged else 0.5
     if not 0.2 <= share <= 0.8:
         yield Finding(
-            *("label-imbalance", "warning", side.good, share, f"{share:.0%} of the judged answers are good."),
+            *("label-imbalance", "warning", good, share, f"{share:.0%} of the judged answers are good."),
             "The rarer kind hardly counts.",
             "loss=kto: desirable_weight and undesirable_weight, so that both kinds weigh nearly the same.",
         )

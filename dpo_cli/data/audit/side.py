@@ -14,8 +14,7 @@ import numpy as np
 from rensa import RMinHash, RMinHashLSH
 
 from dpo_cli.data.audit.result import Histogram, Lengths, Side
-from dpo_cli.data.build import Counts, prompt_key, row_key
-from dpo_cli.data.formats import content_hash
+from dpo_cli.data.build import Counts, key64, prompt_key, row_key
 from dpo_cli.data.tokenize import Encoded
 from dpo_cli.data.types import Example, Message
 
@@ -50,7 +49,6 @@ class Measured:
     rows: int = 0
     comparisons: int = 0
     answers: int = 0
-    good: int = 0
     lengths: dict[str, array[int]] = field(default_factory=dict)
     gaps: array[int] = field(default_factory=lambda: array("q"))
     turns: Counter[str] = field(default_factory=Counter)
@@ -75,7 +73,6 @@ class Measured:
         self.rows += 1
         self.answers += len(example.answers)
         self.comparisons += len(example.pairs)
-        self.good += sum(example.labels)
         self._measure_tokens(encoded)
         self._measure_words(example)
         self._compare_with_earlier(example)
@@ -107,7 +104,7 @@ class Measured:
         prompt = _turns(example.prompt, "user")
         self.turns[str(len(prompt) + max(len(_turns(answer, "assistant")) for answer in example.answers))] += 1
         if prompt and prompt[0]["role"] == "system":
-            self.systems.add(_hash(prompt[0]["content"]))
+            self.systems.add(key64(prompt[0]["content"]))
         asked = script(" ".join(turn["content"] for turn in prompt if turn["role"] == "user"))
         for number in range(len(example.answers)):
             said = _words(example.answers[number])
@@ -125,9 +122,9 @@ class Measured:
         self.prompts.add(prompt)
         for pair in example.pairs:
             words = [_words(example.answers[number]) for number in (pair.winner, pair.loser)]
-            if _hash([prompt, *reversed(words)]) in self._won:
+            if key64([prompt, *reversed(words)]) in self._won:
                 self.see("contradictions", example.source)
-            self._won.add(_hash([prompt, *words]))
+            self._won.add(key64([prompt, *words]))
         if row in self._rows:
             self.see("duplicates", example.source)
             return
@@ -149,10 +146,13 @@ class Measured:
         self._hashes.append(own)
         return near
 
+    def longer(self) -> tuple[int, int]:
+        """Comparisons that the longer answer wins, of how many whose answers differ in length."""
+        return sum(gap > 0 for gap in self.gaps), sum(gap != 0 for gap in self.gaps)
+
     def result(self) -> Side:
         """What was measured."""
-        longer = sum(gap > 0 for gap in self.gaps)
-        different = sum(gap != 0 for gap in self.gaps)
+        longer, different = self.longer()
         return Side(
             rows=self.rows,
             comparisons=self.comparisons,
@@ -184,10 +184,6 @@ def _turns(said: Sequence[Message] | str, role: str) -> list[Message]:
 
 def _words(said: Sequence[Message] | str) -> str:
     return said if isinstance(said, str) else "\n".join(turn["content"] for turn in said)
-
-
-def _hash(content: object) -> int:
-    return int.from_bytes(content_hash(content)[:8])
 
 
 def script(text: str) -> str:
