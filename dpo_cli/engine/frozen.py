@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import deepspeed
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dpo_cli.engine.second_weights import SecondWeights
 from dpo_cli.engine.settings import deepspeed_config
 
 
-class Frozen:
+class Frozen(SecondWeights):
     """The weights of a module that is not trained, wherever they lie.
 
     The module itself is called as before: DeepSpeed's hooks on it gather what is needed, layer by layer. When it is
@@ -27,34 +28,14 @@ class Frozen:
             extra: the user's DeepSpeed keys; what they say of ZeRO goes for these weights too.
         """
         self.sharded = sharded
-        self._module = module.eval().requires_grad_(False)
+        module.eval().requires_grad_(False)
         # Kept, because DeepSpeed takes its hooks away with the engine.
         self._deepspeed = _shard(module, extra) if sharded else None
+        super().__init__(dict(module.named_parameters()))
 
     def shapes(self) -> dict[str, torch.Size]:
         """Of the whole parameters, by name."""
-        return {name: getattr(p, "ds_shape", p.shape) for name, p in self._module.named_parameters()}
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter by name, whole, on the CPU. All ranks must iterate."""
-        for name, parameter in self._module.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self.sharded):
-                whole = parameter.detach().to("cpu", copy=True)
-            yield name, whole
-
-    def move(self, weights: Iterable[tuple[str, Tensor]], share: float) -> None:
-        """Go ``share`` of the way to other weights. All ranks must call it.
-
-        Args:
-            weights: by parameter name; whole, the same on every rank.
-            share: 1 = these weights.
-        """
-        parameters = dict(self._module.named_parameters())
-        for name, weight in weights:
-            parameter = parameters[name]
-            # The first rank's result is cut up anew; without a rank to modify it, DeepSpeed would drop it.
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.sharded), torch.no_grad():
-                parameter.lerp_(weight.to(parameter), share)
+        return {name: getattr(p, "ds_shape", p.shape) for name, p in self._parameters.items()}
 
     def destroy(self) -> None:
         """Let go of DeepSpeed's hooks."""
