@@ -37,6 +37,7 @@ from dpo_cli.data.store import Table, TableWriter, open_table, to_batch
 from dpo_cli.data.tokenize import Encoded, Encoding, TokenizeCounts, end_tokens, tokenize
 from dpo_cli.data.types import Example, Kind, Message
 from dpo_cli.errors import DataError, one_line
+from dpo_cli.whole_folder import in_place_of
 
 SHOWN = 10
 """Rows named in a message."""
@@ -141,7 +142,7 @@ def build(
         if trouble:
             warn(f"{trouble}; it is made again")
             shutil.rmtree(place, ignore_errors=True)
-        with _in_place_of(place) as new:
+        with in_place_of(place, place.with_suffix(".new")) as new:
             _fill(new, source, recipe, tokenizer, workers or _cores(), phase)
         table, trouble = open_table(place)
     if table is None:
@@ -162,19 +163,6 @@ def _alone(lock: Path, name: str, phase: Phase) -> Iterator[None]:
         yield
     finally:
         held.release()
-
-
-@contextmanager
-def _in_place_of(place: Path) -> Iterator[Path]:
-    """An empty folder that gets its name when it is complete, and is removed when it isn't."""
-    new = place.with_suffix(".new")
-    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
-    new.mkdir()
-    try:
-        yield new
-        new.rename(place)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _key(source: Source, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:

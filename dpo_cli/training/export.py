@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from dpo_cli.errors import StorageError
 from dpo_cli.model.adapters import Adapter, saved_names
 from dpo_cli.model.files import CONFIG_FILE, WEIGHTS_FILE
+from dpo_cli.whole_folder import in_place_of
 
 
 def export(
@@ -109,19 +109,12 @@ def _whole_or_not(folder: Path) -> Iterator[Path]:
     Raises:
         StorageError: if it can't be written.
     """
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        with in_place_of(folder, folder.with_name(f".partial-{folder.name}")) as partial:
+            yield partial
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StorageError(f"{folder} could not be written ({reason}); checkpoints are as they were") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _stop_at(model: PreTrainedModel, ends: Sequence[int]) -> None:
