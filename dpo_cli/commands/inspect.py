@@ -31,9 +31,10 @@ def run(config: InspectConfig) -> None:
     kind = make_loss(config.loss.settings()).kind
     loader = make_loader(config.model, config.data, console)
     result, groups = audit(
-        training_parts(config.data, kind, config.data.limit),
+        training_parts(config.data, kind),
         held_out_part(config.data, kind),
         loader,
+        limit=config.data.limit,
         seed=config.seed,
         show=settings.rows,
         model=config.model.path,

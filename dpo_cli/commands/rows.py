@@ -49,9 +49,7 @@ class Rows:
 def load_rows(model: ModelConfig, data: DataConfig, loss: Loss, seed: int, console: Console) -> Rows:
     """Read, check and tokenise the rows; nothing of the model but its tokenizer is touched."""
     loader = make_loader(model, data, console)
-    # Which prompts are held out must not depend on the limit, which is then kept for later.
-    limit = None if isinstance(data.eval, float) else data.limit
-    parts = training_parts(data, loss.kind, limit)
+    parts = training_parts(data, loss.kind)
     loaded = load_data(parts, held_out_part(data, loss.kind), loader, limit=data.limit, seed=seed)
     if not loss.columns("mismatched"):
         return Rows(loader.tokenizer, loaded)
@@ -76,8 +74,10 @@ def make_loader(model: ModelConfig, data: DataConfig, console: Console) -> Loade
     )
 
 
-def training_parts(data: DataConfig, kind: Kind, limit: int | None) -> list[Part]:
-    """What is trained on."""
+def training_parts(data: DataConfig, kind: Kind) -> list[Part]:
+    """What is trained on, and a fraction of it held out."""
+    # Which prompts are held out must not depend on the limit, which is then kept for later.
+    limit = None if isinstance(data.eval, float) else data.limit
     if data.mix is None:
         assert data.path is not None  # config.py sees to it
         whole = MixedConfig(

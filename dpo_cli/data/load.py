@@ -88,7 +88,7 @@ def load_data(
         DataError: see ``build``, ``hold_out`` and ``overlap``.
     """
     tables = [loader.table(part) for part in parts]
-    groups = Groups(tables, _mixed(parts, tables, seed))
+    groups = Groups(tables, mixed(parts, list(map(len, tables)), seed))
     prompts = _keys(tables, "prompt_key")[groups.chosen]
     counts: dict[str, Any] = {"train": _counted(parts, tables, groups)}
     held: Groups | None = None
@@ -107,16 +107,22 @@ def load_data(
     return Data(groups, [] if held is None else held, tables[0].facts["ends"], counts)
 
 
-def _mixed(parts: Sequence[Part], tables: Sequence[Table], seed: int) -> NDArray[np.int64]:
-    """Which rows of all tables are taken, by number, in the order of the tables."""
-    starts = np.cumsum([0, *map(len, tables)])
+def mixed(parts: Sequence[Part], sizes: Sequence[int], seed: int) -> NDArray[np.int64]:
+    """Which rows of all parts are taken, by number, in the order of the parts.
+
+    Args:
+        parts: with their shares.
+        sizes: rows of each that can be used.
+        seed: of what is drawn.
+    """
+    starts = np.cumsum([0, *sizes])
     weights = [part.weight or 0.0 for part in parts]
     # As large as it can be without repeating a row.
-    whole = min((len(table) / weight for table, weight in zip(tables, weights, strict=True) if weight), default=0.0)
+    whole = min((size / weight for size, weight in zip(sizes, weights, strict=True) if weight), default=0.0)
     taken = []
-    for part, table, start in zip(parts, tables, starts, strict=False):
+    for part, size, start in zip(parts, sizes, starts, strict=False):
         wanted = max(1, int(whole * part.weight)) if part.weight is not None else part.rows
-        taken.append(start + _drawn(len(table), wanted, [seed, key64(part.key) % 2**64]))
+        taken.append(start + _drawn(size, wanted, [seed, key64(part.key) % 2**64]))
     return np.concatenate(taken)
 
 

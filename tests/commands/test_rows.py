@@ -28,9 +28,14 @@ def place(data: DataConfig) -> Place:
 
 
 def test_one_source() -> None:
-    (part,) = training_parts(config(path="o/n", split="train[:5%]", subset="s", revision="r"), "pairs", 7)
+    (part,) = training_parts(config(path="o/n", split="train[:5%]", subset="s", revision="r", limit=7), "pairs")
     assert part.place == Place("o/n", "train[:5%]", "s", "r")
     assert (part.key, part.recipe.limit, part.recipe.encoding.max_length) == ("data.path", 7, 2048)
+
+
+def test_a_limit_comes_after_a_fraction_is_held_out() -> None:
+    (part,) = training_parts(config(path="a.jsonl", limit=7, eval=0.1), "pairs")
+    assert part.recipe.limit is None
 
 
 def test_sources_of_a_mixture_say_what_differs() -> None:
@@ -38,7 +43,7 @@ def test_sources_of_a_mixture_say_what_differs() -> None:
         "a": {"path": "o/n", "split": "test", "rows": 5, "columns": {"prompt": "q"}},
         "b": {"path": "b.jsonl", "weight": 0.5, "shape": "nectar"},
     }
-    first, second = training_parts(config(mix=mix, revision="r", columns={"chosen": "c"}), "answers", None)
+    first, second = training_parts(config(mix=mix, revision="r", columns={"chosen": "c"}), "answers")
     assert (first.key, first.place, first.rows) == ("data.mix.a.path", Place("o/n", "test", None, "r"), 5)
     assert (first.recipe.reading.columns, second.recipe.reading.columns) == ({"prompt": "q"}, {"chosen": "c"})
     assert (second.place, second.weight, second.recipe.reading.shape) == (Place("b.jsonl"), 0.5, "nectar")
@@ -48,9 +53,9 @@ def test_sources_of_a_mixture_say_what_differs() -> None:
 @pytest.mark.parametrize("name", ["subset", "revision"])
 def test_what_is_for_the_hub_has_no_effect_on_files(name: str) -> None:
     with pytest.raises(DataError, match=rf"data.path=a.jsonl is a file or folder: {name} has no effect"):
-        training_parts(config(path="a.jsonl", **{name: "x"}), "pairs", None)
+        training_parts(config(path="a.jsonl", **{name: "x"}), "pairs")
     with pytest.raises(DataError, match=r"data.mix.a.path=a.jsonl is a file or folder: streaming has no effect"):
-        training_parts(config(mix={"a": {"path": "a.jsonl", "streaming": True}}), "pairs", None)
+        training_parts(config(mix={"a": {"path": "a.jsonl", "streaming": True}}), "pairs")
 
 
 def test_held_out_places(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ class Measured:
 
     counts: Counts = field(default_factory=Counts)
     rows: int = 0
+    kept: int = 0
+    """Rows that are not left out."""
     comparisons: int = 0
     answers: int = 0
     lengths: dict[str, array[int]] = field(default_factory=dict)
@@ -71,6 +73,7 @@ class Measured:
         """Measure a row that can be used."""
         example = encoded.example
         self.rows += 1
+        self.kept += encoded.group is not None
         self.answers += len(example.answers)
         self.comparisons += len(example.pairs)
         self._measure_tokens(encoded)

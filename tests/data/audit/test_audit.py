@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from dpo_cli.data.audit.result import Result
 from dpo_cli.data.audit.side import histogram, script, wilson
 from dpo_cli.data.build import Recipe
 from dpo_cli.data.formats import Reading
-from dpo_cli.data.load import Loader, Part
+from dpo_cli.data.load import Loader, Part, load_data
 from dpo_cli.data.sources import Place
 from dpo_cli.data.tokenize import Encoding
 from dpo_cli.data.types import Group
@@ -40,7 +40,7 @@ def part(folder: Path, rows: list[dict[str, Any]], name: str = "a", **options: A
     file.write_text("\n".join(map(json.dumps, rows)))
     recipe = Recipe(
         options.pop("reading", Reading()),
-        Encoding(max_length=200, **options.pop("encoding", {})),
+        Encoding(**{"max_length": 200} | options.pop("encoding", {})),
         options.pop("kind", "pairs"),
         options.pop("on_bad_row", "raise"),
         **options,
@@ -48,9 +48,14 @@ def part(folder: Path, rows: list[dict[str, Any]], name: str = "a", **options: A
     return Part("data.path", Place(str(file)), recipe)
 
 
-def look(train: Part, held_out: Part | float | None = None, show: int = 0) -> tuple[Result, list[Group]]:
-    loader = Loader(TOKENIZER, Path(train.place.path).parent / "cache", 1, phase, pytest.fail)
-    return audit([train], held_out, loader, seed=0, show=show, model="m", data="d")
+def loader_of(train: Part) -> Loader:
+    return Loader(TOKENIZER, Path(train.place.path).parent / "cache", 1, phase, pytest.fail)
+
+
+def look(
+    train: Part, held_out: Part | float | None = None, show: int = 0, limit: int | None = None
+) -> tuple[Result, list[Group]]:
+    return audit([train], held_out, loader_of(train), limit=limit, seed=0, show=show, model="m", data="d")
 
 
 def clean(count: int = 600) -> list[dict[str, Any]]:
@@ -138,6 +143,49 @@ def test_a_prompt_on_both_sides(tmp_path: Path) -> None:
     (finding,) = result.findings
     assert (finding.name, finding.count, finding.rows[0]) == ("in-both-sides", 3, "a.jsonl, line 1")
     assert result.train.rows == 597
+
+
+SHORT = {"max_length": 33, "on_too_long": "drop"}
+
+
+@pytest.mark.parametrize("encoding", [{}, SHORT], ids=["all fit", "some are dropped"])
+@pytest.mark.parametrize("limit", [None, 30])
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
+def test_the_sides_are_those_of_training(
+    fraction: float, limit: int | None, encoding: dict[str, Any], tmp_path: Path
+) -> None:
+    train = part(tmp_path, clean(200), encoding=encoding)
+    data = load_data([train], fraction, loader_of(train), limit=limit, seed=0)
+    result, shown = look(train, fraction, show=1000, limit=limit)
+    assert [group.source for group in shown] == [group.source for group in data.train]
+    assert result.held_out is not None
+    assert result.held_out.rows == len(data.held_out)
+    kept = result.train.counts["tokenized"]["groups"]
+    assert (kept < 200) == (encoding == SHORT)
+
+
+def test_a_mixture_holds_out_what_training_does(tmp_path: Path) -> None:
+    parts = [
+        replace(part(tmp_path, clean(100), "a"), key="a", rows=20),
+        replace(part(tmp_path, clean(160)[100:], "b"), key="b", rows=30),
+    ]
+    data = load_data(parts, 0.2, loader_of(parts[0]), limit=None, seed=3)
+    result, shown = audit(parts, 0.2, loader_of(parts[0]), limit=None, seed=3, show=1000, model="m", data="d")
+    held = {group.source for group in data.held_out}
+    assert {group.source for group in data.train} <= {group.source for group in shown}
+    assert not held & {group.source for group in shown}
+    assert result.held_out is not None
+    assert result.held_out.rows == len(held)
+
+
+def test_held_out_rows_that_are_left_out_hold_nothing_out(tmp_path: Path) -> None:
+    long = {"prompt": "sort b a", "chosen": "long " * 200, "rejected": "b"}
+    held = part(tmp_path, [*clean(3), long], "held", encoding={"on_too_long": "drop"})
+    train = part(tmp_path, [PAIR, *clean(600)[3:]], encoding={"on_too_long": "drop"})
+    result, shown = look(train, held, show=1000)
+    data = load_data([train], held, loader_of(train), limit=None, seed=0)
+    assert [group.source for group in shown] == [group.source for group in data.train]
+    assert "in-both-sides" not in names(result)
 
 
 def test_the_worst_comes_first(tmp_path: Path) -> None:
