@@ -13,14 +13,15 @@ import pytest
 from helpers.tokenizers import quickstart
 
 from dpo_cli.data.audit import NAMES, audit
+from dpo_cli.data.audit.findings import findings
 from dpo_cli.data.audit.result import Result
-from dpo_cli.data.audit.side import histogram, script, wilson
+from dpo_cli.data.audit.side import Measured, histogram, script, wilson
 from dpo_cli.data.build import Recipe
 from dpo_cli.data.formats import Reading
 from dpo_cli.data.load import Loader, Part, load_data
 from dpo_cli.data.sources import Place
-from dpo_cli.data.tokenize import Encoding
-from dpo_cli.data.types import Group
+from dpo_cli.data.tokenize import Encoded, Encoding
+from dpo_cli.data.types import Example, Group
 from dpo_cli.errors import DataError
 
 TOKENIZER = quickstart()
@@ -128,6 +129,15 @@ def test_a_finding(name: str, tmp_path: Path) -> None:
     assert finding.what.endswith(".")
     assert finding.effect.endswith(".")
     assert finding.advice.endswith(".")
+
+
+def test_rows_that_the_cut_leaves_nothing_of() -> None:
+    """No shape makes such a row as yet: answers begin with a turn that is scored."""
+    example = Example([{"role": "user", "content": "Q"}], [[{"role": "assistant", "content": "A"}]], (), "row 1")
+    measured = Measured()
+    measured.add(Encoded(example, 9, (9,), None, "nothing_scored"))
+    (finding,) = [found for found in findings(measured, None, stops=True) if found.name == "cut-to-nothing"]
+    assert (finding.level, finding.count, finding.share, finding.rows) == ("warning", 1, 1.0, ["row 1"])
 
 
 def test_every_finding_has_a_case_and_a_word_in_the_docs() -> None:
