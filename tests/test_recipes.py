@@ -245,7 +245,8 @@ def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
         rows = [ROWS[config.data.path](number) for number in range(12)]
         tiny_model(place.model, config.model.path)
         runs.write_rows(place.train, rows[:8])
-        changes |= {"model.path": place.model, "model.revision": None, "data.path": place.train}
+        changes |= {"model.path": place.model, "model.revision": None}
+        changes |= {"data.path": place.train, "data.subset": None, "data.split": "train"}  # a file has no more
         if isinstance(config.data.eval, str):
             changes |= {"data.eval": runs.write_rows(place.held_out, rows[8:])}
     if config.optim.name.startswith("paged_"):  # these need a GPU
