@@ -132,7 +132,7 @@ def test_processes_without_a_row_of_their_own(place: Place, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_plain_attention_gives_the_same_run(place: Place, whole: Path, tmp_path: Path) -> None:
-    plain = place.run(tmp_path / "plain", {"model.attention": "plain"})
+    plain = place.run(tmp_path / "plain", {"model.attention": "plain", "reference.cache_dir": tmp_path / "cache"})
     assert record(whole)["reference"]["identity"]["attention"] == "groups"
     assert record(plain)["reference"]["identity"]["attention"] == "plain"
     assert record(plain)["reference"]["tokens_computed"] > 0
