@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from dpo_cli.data.collate import Layout
+from dpo_cli.model.attention_blocks import MAX_KEYS, Block, attend, blocks_of, longest
 
 GROUP_ATTENTION = "dpo_groups"
 
@@ -41,6 +42,19 @@ class Segments:
         self.calls = 0
         """Attention layers that have used it: the start-up check compares it with the model's depth."""
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._blocks: list[Block] | None = None
+
+    @property
+    def longest(self) -> int:
+        """Keys that the last query of the longest sequence sees."""
+        return longest(self.layouts)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All positions, as ``attention_blocks`` takes them."""
+        if self._blocks is None:
+            self._blocks = blocks_of(self.layouts)
+        return self._blocks
 
     def mask(self, queries: int, keys: int, window: int | None) -> Tensor:
         """``[queries, keys]`` bool, True where visible: the queries are the last of the keys' positions.
@@ -97,6 +111,10 @@ def group_attention(
             f"mask: {attention_mask is not None}, dropout: {dropout}, is_causal: {is_causal}, other keywords: {unknown}"
         )
     segments.calls += 1
+    unwindowed = sliding_window is None or sliding_window >= segments.longest
+    if query.device.type == "cpu" and segments.longest <= MAX_KEYS and unwindowed and softcap is None and s_aux is None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attend(query, key, value, segments.blocks, scale), None
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:  # not SDPA's enable_gqa: its CPU backward is wrong in older torch, and no faster
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
