@@ -156,7 +156,10 @@ def _bars(histogram: Histogram) -> str:
 def _finding(finding: Finding) -> Stack:
     share = "" if finding.share is None else f" ({finding.share:.1%})"
     head = Text.assemble(
-        (f"{finding.level:<8}", _LEVELS[finding.level]), (finding.name, "bold"), f"  {finding.count:,}{share}"
+        (f"{finding.level:<8}", _LEVELS[finding.level]),
+        (finding.name, "bold"),
+        (" of held-out rows" if finding.side == "held out" else "", "dim"),
+        f"  {finding.count:,}{share}",
     )
     body = f"{finding.what} {finding.effect} {finding.advice}"
     rows = [Text(visible(f"e.g. {'; '.join(finding.rows)}"), style="dim")] if finding.rows else []
