@@ -15,8 +15,8 @@ from dpo_cli.data.types import Message
 def lost_text(encoded: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
     """For each row, and each of its answers whose tokens don't give its text back, the characters that are missing.
 
-    Such as ``U+0000, U+0008``; empty where it is their order, number or form that is lost. What the template leaves out
-    or changes is not the tokenizer's loss.
+    Such as ``U+0000, é``; empty where it is their order or number that is lost. What the template leaves out or changes
+    is not the tokenizer's loss.
     """
     ids = [answer.ids for each in encoded for answer in each.whole.answers]
     texts = iter(tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -35,8 +35,12 @@ def _missing(said: Sequence[Message] | str, spans: Sequence[Span], text: str) ->
     contents = [said] if isinstance(said, str) else [turn["content"] for turn in said]
     for content in map(str.strip, contents):
         if content in rendered and content not in text:
-            return ", ".join(f"U+{ord(letter):04X}" for letter in sorted(set(content) - set(text))[:3])
+            return ", ".join(map(_name, sorted(set(content) - set(text))[:3]))
     return None
+
+
+def _name(letter: str) -> str:
+    return letter if letter.isprintable() and not letter.isspace() else f"U+{ord(letter):04X}"
 
 
 def merges(encoded: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> list[bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from rensa import RMinHash
 
 from dpo_cli.data.audit.alike import sketch
-from dpo_cli.data.audit.scripts import main_script, mixed
+from dpo_cli.data.audit.scripts import main_script, mixed, scripts
 from dpo_cli.data.build import key64, prompt_key, row_key
 from dpo_cli.data.tokenize import Encoded
 from dpo_cli.data.types import Example, Message
@@ -72,9 +73,9 @@ def facts_of(encoded: Encoded, lost: Sequence[str], merged: bool | None) -> Fact
     asked = " ".join(turn["content"] for turn in prompt if turn["role"] != "system")
     answers = [_words(answer) for answer in example.answers]
     said = [_said(example, number) for number in range(len(answers))]
-    scripts = tuple(main_script(answer) for answer in answers)
+    written = [scripts(answer) for answer in answers]
     key = prompt_key(example)
-    found = [*_in_tokens(encoded), *_in_words(example, answers, main_script(_questions(prompt)), scripts)]
+    found = [*_in_tokens(encoded), *_in_words(example, main_script(scripts(_questions(prompt))), written)]
     if lost:
         found.append(Found("text-lost", len(lost), lost[0]))
     if merged:
@@ -93,7 +94,7 @@ def facts_of(encoded: Encoded, lost: Sequence[str], merged: bool | None) -> Fact
         gaps=tuple(lengths[pair.winner] - lengths[pair.loser] for pair in example.pairs),
         turns=len(prompt) + max(len(_turns(answer, "assistant")) for answer in example.answers),
         system=key64(prompt[0]["content"]) if prompt and prompt[0]["role"] == "system" else None,
-        scripts=scripts,
+        scripts=tuple(map(main_script, written)),
         openings=tuple(" ".join(answer.split()[:_OPENING]) for answer in better),
         words=sketch(" ".join([asked, *answers])),
         asked=sketch(asked),
@@ -118,20 +119,20 @@ def _in_tokens(encoded: Encoded) -> Iterator[Found]:
             yield Found("prompts-cut")
 
 
-def _in_words(example: Example, answers: Sequence[str], asked: str, scripts: Sequence[str]) -> Iterator[Found]:
+def _in_words(example: Example, asked: str, written: Sequence[Counter[str]]) -> Iterator[Found]:
     """
     Args:
         example: the row.
-        answers: their words.
-        asked, scripts: of the questions, and of each answer.
+        asked: the questions' main script.
+        written: the scripts of each answer.
     """
-    others = [written for written in scripts if asked and written and written != asked]
-    if others:
+    main = [main_script(found) for found in written]
+    if others := [name for name in main if asked and name and name != asked]:
         yield Found("other-script", len(others), f"{others[0]} to {asked}")
-    apart = [(scripts[one], scripts[other]) for one, other, *_ in example.pairs if scripts[one] and scripts[other]]
-    if differing := [(one, other) for one, other in apart if one != other]:
-        yield Found("scripts-differ", len(differing), "{} wins over {}".format(*differing[0]))
-    if several := list(filter(None, map(mixed, answers))):
+    won = [(main[pair.winner], main[pair.loser]) for pair in example.pairs]
+    if apart := [(winner, loser) for winner, loser in won if winner and loser and winner != loser]:
+        yield Found("scripts-differ", len(apart), "{} wins over {}".format(*apart[0]))
+    if several := [names for found in written if (names := mixed(found))]:
         yield Found("mixed-scripts", len(several), several[0])
 
 

@@ -69,7 +69,7 @@ _COUNTED = {
     ),
     "text-lost": _Kind(
         "have text that their tokens don't give back",
-        "The tokenizer drops or changes it (control characters, mostly): the model never sees it.",
+        "The tokenizer drops or changes it (control characters, mostly), or it follows an end token: no model sees it.",
         "Take such characters out.",
         of="answers",
         warns_from=0.01,

@@ -9,38 +9,35 @@ from functools import lru_cache
 from fontTools import unicodedata
 
 _A_TO_Z = re.compile("[A-Za-z]")
-_MIXED_SHARE, _MIXED_LETTERS = 0.1, 5
-"""Of a text's second script, so that a sign of a formula or a name is not one."""
+_SHARE, _LETTERS = 0.1, 5
+"""Of a text's second script, more than which it is no mere sign of a formula or a name."""
 
 
-def scripts(text: str) -> dict[str, float]:
-    """Shares of a text's letters by their script, the largest first: ``{"latin": 0.7, "han": 0.3}``.
+def scripts(text: str) -> Counter[str]:
+    """A text's letters by their script: ``{"latin": 70, "han": 30}``.
 
     Japanese is one script, though it mixes three. Letters of no script (``µ``, mathematical ones) don't count.
     """
     if text.isascii():
-        return {"latin": 1.0} if _A_TO_Z.search(text) else {}
+        return Counter(latin=len(_A_TO_Z.findall(text)))
     found = Counter(name for letter in _A_TO_Z.sub("", text) if not letter.isascii() and (name := _script(letter)))
     found["latin"] += len(_A_TO_Z.findall(text))
     if found["japanese"] > found["han"] / 10:
         found["japanese"] += found.pop("han", 0)
-    total = found.total()
-    return {name: count / total for name, count in found.most_common() if count}
+    return found
 
 
-def main_script(text: str) -> str:
-    """What most of a text is written in; empty = it has no letters."""
-    return next(iter(scripts(text)), "")
+def main_script(found: Counter[str]) -> str:
+    """What most is written in; empty = there are no letters."""
+    return max(found, key=lambda name: found[name]) if found.total() else ""
 
 
-def mixed(text: str) -> str:
-    """``latin and han`` for a text whose second script has over a tenth of the letters; empty = it has not."""
-    shares = scripts(text)
-    if len(shares) < 2:
+def mixed(found: Counter[str]) -> str:
+    """``latin and han`` where the second script has over a tenth of the letters; empty = it has not."""
+    if len(found) < 2:
         return ""
-    (first, _), (second, share), *_ = shares.items()
-    letters = sum(map(str.isalpha, text)) * share
-    return f"{first} and {second}" if share > _MIXED_SHARE and letters >= _MIXED_LETTERS else ""
+    (first, _), (second, letters), *_ = found.most_common(2)
+    return f"{first} and {second}" if letters >= _LETTERS and letters > _SHARE * found.total() else ""
 
 
 @lru_cache(maxsize=1 << 14)
