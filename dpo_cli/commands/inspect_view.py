@@ -46,6 +46,8 @@ def show_rows(console: Console, tokenizer: PreTrainedTokenizerBase, groups: Sequ
         groups: a few.
     """
     shown = [view(group, tokenizer) for group in groups]
+    if not shown:
+        return
     console.print(_legend(shown, colours=_colours(console)))
     for row in shown:
         console.print(Rule(visible(row.source), align="left", style="dim"))
@@ -126,7 +128,7 @@ def _sizes(side: Side) -> Text:
     for name, counted in (("turns", side.turns), ("scripts", side.scripts)):
         if counted:
             most = sorted(counted.items(), key=lambda item: -item[1])[:6]
-            words.append(f"{name}: " + ", ".join(f"{key} {count:,}" for key, count in most))
+            words.append(f"{name}: " + ", ".join(f"{key} ({count:,})" for key, count in most))
     return Text("\n".join(words))
 
 

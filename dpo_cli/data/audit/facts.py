@@ -77,7 +77,7 @@ def facts_of(encoded: Encoded, lost: Sequence[str], merged: bool | None) -> Fact
     key = prompt_key(example)
     found = [*_in_tokens(encoded), *_in_words(example, main_script(scripts(_questions(prompt))), written)]
     if lost:
-        found.append(Found("text-lost", len(lost), lost[0]))
+        found.append(Found("text-lost", len(lost), ", ".join(filter(None, dict.fromkeys(lost)))))
     if merged:
         found.append(Found("boundary-merges"))
     better = [answer for answer, word in zip(answers, said, strict=True) if word in ("chosen", "good")]

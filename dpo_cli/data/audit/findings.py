@@ -25,9 +25,9 @@ class _Kind:
 
 
 _BAD = {
-    "bad-rows": ("can't be used", "Mend them"),
-    "empty-answers": ("have an answer without a word", "Take them out"),
-    "equal-answers": ("have two equal answers", "Take them out"),
+    "bad-rows": "can't be used",
+    "empty-answers": "have an answer without a word",
+    "equal-answers": "have two equal answers",
 }
 _COUNTED = {
     "in-both-sides": _Kind(
@@ -126,7 +126,7 @@ _COUNTED = {
         "Fine for names and code; else look at some.",
         of="answers",
         warns_from=None,
-        held_out="Nothing, if names and code do it.",
+        held_out="If better answers do, that is what is measured.",
     ),
     "one-token-answers": _Kind(
         "are a single word or sign",
@@ -184,12 +184,11 @@ def _of(name: SideName, what: str) -> str:
 def _bad(side: Measured, name: SideName, *, stops: bool) -> Iterator[Finding]:
     read = side.counts.read
     for finding, seen in side.counts.bad_by_finding.items():
-        what, advice = _BAD[finding]
         yield Finding(
             *(finding, name, "error" if stops else "warning", seen.count, seen.count / read),
-            f"{seen.count:,} of {read:,} {_of(name, 'rows read')} {what}.",
+            f"{seen.count:,} of {read:,} {_of(name, 'rows read')} {_BAD[finding]}.",
             "They stop a run." if stops else "They are left out.",
-            f"{advice}, or data.on_bad_row=skip." if stops else f"{advice}.",
+            "Mend them or take them out, or data.on_bad_row=skip." if stops else "Look at some, unless they are few.",
             seen.rows,
         )
 
