@@ -57,7 +57,7 @@ _COUNTED = {
     ),
     "near-duplicates": _Kind(
         "have nearly the words of an earlier row",
-        "They weigh like repetitions, and make held-out numbers look better if some are held out.",
+        "They weigh like repetitions.",
         "Look at some; thin them out.",
         warns_from=0.05,
         held_out="They count like repetitions, and numbers seem surer than they are.",

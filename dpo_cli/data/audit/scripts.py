@@ -14,9 +14,9 @@ _SHARE, _LETTERS = 0.1, 5
 
 
 def scripts(text: str) -> Counter[str]:
-    """A text's letters by their script: ``{"latin": 70, "han": 30}``.
+    """A text's letters, vowel signs included, by their script: ``{"latin": 70, "han": 30}``.
 
-    Japanese is one script, though it mixes three. Letters of no script (``µ``, mathematical ones) don't count.
+    Japanese is one script, though it mixes three. What is of no script (digits, mathematical letters) doesn't count.
     """
     if text.isascii():
         return Counter(latin=len(_A_TO_Z.findall(text)))
@@ -42,7 +42,7 @@ def mixed(found: Counter[str]) -> str:
 
 @lru_cache(maxsize=1 << 14)
 def _script(letter: str) -> str:
-    code: str = unicodedata.script(letter) if letter.isalpha() else "Zyyy"
+    code: str = unicodedata.script(letter)
     if code in ("Zyyy", "Zinh", "Zzzz"):  # common, inherited, unknown
         return ""
     return "japanese" if code in ("Hira", "Kana") else str(unicodedata.script_name(code)).lower()

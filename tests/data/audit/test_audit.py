@@ -372,6 +372,7 @@ def test_nothing_that_can_be_read_is_an_error(tmp_path: Path) -> None:
         ("12 + 3", {}),
         ("“12” µ \N{MATHEMATICAL BOLD CAPITAL A}", {}),
         ("привет", {"cyrillic": 6}),
+        ("हिन्दी।", {"devanagari": 6}),  # three consonants, three signs; the full stop is many scripts'
         ("世界", {"han": 2}),
         ("ひらカタ世界", {"japanese": 6}),
         ("世界世界世界世界世界世界ひ", {"han": 12, "japanese": 1}),
