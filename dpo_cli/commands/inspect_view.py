@@ -46,6 +46,8 @@ def show_rows(console: Console, tokenizer: PreTrainedTokenizerBase, groups: Sequ
         groups: a few.
     """
     shown = [view(group, tokenizer) for group in groups]
+    if not shown:
+        return
     console.print(_legend(shown, colours=_colours(console)))
     for row in shown:
         console.print(Rule(visible(row.source), align="left", style="dim"))
@@ -126,7 +128,7 @@ def _sizes(side: Side) -> Text:
     for name, counted in (("turns", side.turns), ("scripts", side.scripts)):
         if counted:
             most = sorted(counted.items(), key=lambda item: -item[1])[:6]
-            words.append(f"{name}: " + ", ".join(f"{key} {count:,}" for key, count in most))
+            words.append(f"{name}: " + ", ".join(f"{key} ({count:,})" for key, count in most))
     return Text("\n".join(words))
 
 
@@ -156,7 +158,10 @@ def _bars(histogram: Histogram) -> str:
 def _finding(finding: Finding) -> Stack:
     share = "" if finding.share is None else f" ({finding.share:.1%})"
     head = Text.assemble(
-        (f"{finding.level:<8}", _LEVELS[finding.level]), (finding.name, "bold"), f"  {finding.count:,}{share}"
+        (f"{finding.level:<8}", _LEVELS[finding.level]),
+        (finding.name, "bold"),
+        (" of held-out rows" if finding.side == "held out" else "", "dim"),
+        f"  {finding.count:,}{share}",
     )
     body = f"{finding.what} {finding.effect} {finding.advice}"
     rows = [Text(visible(f"e.g. {'; '.join(finding.rows)}"), style="dim")] if finding.rows else []

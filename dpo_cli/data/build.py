@@ -8,20 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import islice
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from typing import Any, Literal
 
 import pyarrow
@@ -32,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo_cli.data.formats import BadRowError, Reading, content_hash, to_example
 from dpo_cli.data.kinds import WrongKindError, fit
+from dpo_cli.data.pool import ALONE, by_chunks
 from dpo_cli.data.sources import Row, Source
 from dpo_cli.data.store import Table, TableWriter, open_table, to_batch
 from dpo_cli.data.tokenize import Encoded, Encoding, TokenizeCounts, end_tokens, tokenize
@@ -41,10 +35,6 @@ from dpo_cli.whole_folder import in_place_of
 
 SHOWN = 10
 """Rows named in a message."""
-CHUNK = 500
-"""Rows tokenised at a time."""
-_ALONE = 8
-"""Chunks that are done here before other processes are started: that takes seconds."""
 
 Phase = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], None]]]
 """``phase(name, total, unit)`` shows progress; what it yields is told of units done."""
@@ -64,6 +54,25 @@ class Recipe:
 
 
 @dataclass(slots=True)
+class Seen:
+    """How often something was found, and where first."""
+
+    count: int = 0
+    rows: list[str] = field(default_factory=list)
+    """Up to three."""
+
+    def add(self, row: str, count: int = 1) -> None:
+        """Count it, in this row."""
+        self.merge(Seen(count, [row]))
+
+    def merge(self, other: Seen) -> None:
+        """Count what another has seen as well."""
+        if other.count:
+            self.count += other.count
+            self.rows = list(dict.fromkeys([*self.rows, *other.rows]))[:3]
+
+
+@dataclass(slots=True)
 class Counts:
     """What became of rows."""
 
@@ -72,15 +81,18 @@ class Counts:
     """Left out."""
     first_bad: list[str] = field(default_factory=list)
     """Messages about the first ten of them."""
+    bad_by_finding: dict[str, Seen] = field(default_factory=dict)
+    """By what an audit calls them: ``BadRowError.finding``."""
     without_preference: int = 0
     """Left out: all their answers are equally good."""
     tokenized: TokenizeCounts = field(default_factory=TokenizeCounts)
     too_long: list[str] = field(default_factory=list)
     """The first ten that are too long."""
 
-    def add_bad(self, message: str) -> None:
+    def add_bad(self, message: str, finding: str = BadRowError.finding) -> None:
         """Count a bad row."""
         self.bad += 1
+        self.bad_by_finding.setdefault(finding, Seen()).add(one_line(message))
         if len(self.first_bad) < SHOWN:
             self.first_bad.append(one_line(message))
 
@@ -95,6 +107,8 @@ class Counts:
         self.read += other.read
         self.bad += other.bad
         self.first_bad = [*self.first_bad, *other.first_bad][:SHOWN]
+        for finding, seen in other.bad_by_finding.items():
+            self.bad_by_finding.setdefault(finding, Seen()).merge(seen)
         self.without_preference += other.without_preference
         self.tokenized.merge(other.tokenized)
         self.too_long = [*self.too_long, *other.too_long][:SHOWN]
@@ -143,7 +157,7 @@ def build(
             warn(f"{trouble}; it is made again")
             shutil.rmtree(place, ignore_errors=True)
         with in_place_of(place, place.with_suffix(".new")) as new:
-            _fill(new, source, recipe, tokenizer, workers or _cores(), phase)
+            _fill(new, source, recipe, tokenizer, workers, phase)
         table, trouble = open_table(place)
     if table is None:
         raise OSError(f"{trouble}, and it was written just now")
@@ -197,23 +211,21 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _cores() -> int:
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 32)
-
-
 def _fill(
-    folder: Path, source: Source, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, workers: int, phase: Phase
+    folder: Path, source: Source, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, workers: int | None, phase: Phase
 ) -> None:
     """Write a table."""
     counts, ends = Counts(), list[int]()
     total = source.total if recipe.limit is None or source.total is None else min(recipe.limit, source.total)
+    work = partial(encode_rows, recipe=recipe, tokenizer=tokenizer, ends=ends)
     writer = TableWriter(folder)
     with phase(f"tokenise {source.name}", total, "rows") as advance:
         try:
-            for chunk in _chunks(islice(source.rows(), recipe.limit), recipe, tokenizer, workers, ends):
+            for number, chunk in enumerate(by_chunks(islice(source.rows(), recipe.limit), work, workers), start=1):
                 counts.add(chunk.counts)
                 advance(chunk.counts.read)
-                if recipe.on_bad_row == "raise" and counts.bad >= SHOWN:
+                too_many_bad = recipe.on_bad_row == "raise" and counts.bad >= SHOWN
+                if too_many_bad or (number == ALONE and not ends):  # nothing but such rows, which say no end
                     break
                 if chunk.batch is not None:
                     writer.add(chunk.batch)
@@ -246,33 +258,6 @@ def _check(counts: Counts, recipe: Recipe, name: str) -> None:
         }
         found = ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number)
         raise DataError(f"{name}: no row is left of {counts.read}: {found}")
-
-
-def _chunks(
-    rows: Iterable[Row], recipe: Recipe, tokenizer: PreTrainedTokenizerBase, workers: int, ends: list[int]
-) -> Iterator[Chunk]:
-    """Chunks in order. ``ends`` is filled in: what ends an answer is known when the first row is."""
-    parts = _batched(iter(rows))
-    for part in islice(parts, _ALONE if workers > 1 else None):
-        yield encode_rows(part, recipe, tokenizer, ends)
-    first = next(parts, None)
-    if first is None:
-        return
-    if not ends:
-        raise DataError(f"no usable row in the first {CHUNK * _ALONE}: is data.shape or data.columns right?")
-    with _pool(workers, recipe, tokenizer, ends) as submit:
-        under_way = deque([submit(first)])
-        for part in parts:
-            under_way.append(submit(part))
-            if len(under_way) > 2 * workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-
-
-def _batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while part := list(islice(rows, CHUNK)):
-        yield part
 
 
 def encode_rows(rows: Sequence[Row], recipe: Recipe, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Chunk:
@@ -346,7 +331,7 @@ def usable(
         except (BadRowError, WrongKindError) as problem:
             if isinstance(problem, WrongKindError) and wrong_kind == "raise":
                 raise DataError(f"{row.source}: {problem}") from None
-            counts.add_bad(f"{row.source}: {problem}")
+            counts.add_bad(f"{row.source}: {problem}", problem.finding)
             continue
         if example is None:
             counts.without_preference += 1
@@ -368,41 +353,3 @@ def row_key(example: Example) -> int:
 def key64(content: Any) -> int:
     """A signed number of 64 bits that stands for a content, as tables keep it."""
     return int.from_bytes(content_hash(content)[:8], signed=True)
-
-
-Submit = Callable[[Sequence[Row]], "Future[Chunk]"]
-
-
-@contextmanager
-def _pool(workers: int, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Iterator[Submit]:
-    """Other processes, each with the tokenizer."""
-    context = get_context("spawn")  # a fork would inherit torch's threads, and may hang
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (recipe, tokenizer, ends))
-    try:
-        yield lambda rows: pool.submit(_work, rows)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_worker: tuple[Recipe, PreTrainedTokenizerBase, list[int]]
-
-
-def _start_worker(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> None:
-    global _worker
-    _worker = recipe, tokenizer, ends
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core is enough
-    for number in (SIGINT, SIGTERM):  # the parent's to handle
-        signal(number, SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent can't shut its pool down."""
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _work(rows: Sequence[Row]) -> Chunk:
-    return encode_rows(rows, *_worker)

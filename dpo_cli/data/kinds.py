@@ -23,6 +23,8 @@ _WANTED = {
 class WrongKindError(ValueError):
     """A row says nothing of the kind that the loss counts. The message says what would."""
 
+    finding = "bad-rows"
+
 
 def fit(kind: Kind, example: Example) -> Example | None:
     """The example with preferences of one kind; None if it prefers nothing.

@@ -50,6 +50,39 @@ class Encoding:
         return f"data.max_length={self.max_length}, data.max_prompt_length={self.max_prompt_length or 'null'}"
 
 
+class AnswerIds(NamedTuple):
+    """An answer's tokens, up to the last that is scored."""
+
+    ids: list[int]
+    scored: list[bool] | None
+    """None = all."""
+
+    def cut(self, length: int) -> AnswerIds:
+        """Its start, up to the last token that is scored; what follows is there for nobody."""
+        if self.scored is None:
+            return AnswerIds(self.ids[:length], None)
+        scored = self.scored[:length]
+        while scored and not scored[-1]:
+            scored.pop()
+        return AnswerIds(self.ids[: len(scored)], None if all(scored) and scored else scored)
+
+    def scored_ids(self) -> list[int]:
+        return (
+            [number for number, scored in zip(self.ids, self.scored, strict=True) if scored]
+            if self.scored
+            else self.ids
+        )
+
+
+class Ids(NamedTuple):
+    """A row's tokens before any cut."""
+
+    prompt: list[int]
+    answers: list[AnswerIds]
+    kept_end: int
+    """Tokens at the prompt's end that no cut takes away."""
+
+
 LeftOut = Literal["", "too_long", "made_equal", "nothing_scored"]
 
 
@@ -58,16 +91,29 @@ class Encoded:
     """What became of an Example."""
 
     example: Example
-    prompt_length: int
-    """Tokens before any cut."""
-    answer_lengths: tuple[int, ...]
-    """Tokens before any cut, up to the last that is scored."""
+    rendered: Rendered
+    """Its text."""
+    whole: Ids
+    """Its tokens before any cut."""
     group: Group | None
     left_out: LeftOut = ""
     """Why there is no group. ``made_equal``: the template or the cut made the scored tokens of a pair's two answers the
     same, which teaches nothing. ``nothing_scored``: the cut left an answer without a scored token."""
-    special_in_text: str = ""
-    """A special token that stands in what people wrote: text in a conversation, itself in plain rows."""
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before any cut."""
+        return len(self.whole.prompt)
+
+    @property
+    def answer_lengths(self) -> tuple[int, ...]:
+        """Tokens before any cut, up to the last that is scored."""
+        return tuple(len(answer.ids) for answer in self.whole.answers)
+
+    @property
+    def special_in_text(self) -> str:
+        """A special token that stands in what people wrote: text in a conversation, itself in plain rows."""
+        return self.rendered.special
 
     def __str__(self) -> str:
         lengths = " and ".join(map(str, self.answer_lengths))
@@ -114,37 +160,6 @@ class TokenizeCounts:
         return asdict(self)
 
 
-class _Answer(NamedTuple):
-    ids: list[int]
-    scored: list[bool] | None
-    """None = all."""
-
-    def cut(self, length: int) -> _Answer:
-        """Its start, up to the last token that is scored; what follows is there for nobody."""
-        if self.scored is None:
-            return _Answer(self.ids[:length], None)
-        scored = self.scored[:length]
-        while scored and not scored[-1]:
-            scored.pop()
-        return _Answer(self.ids[: len(scored)], None if all(scored) and scored else scored)
-
-    def scored_ids(self) -> list[int]:
-        return (
-            [number for number, scored in zip(self.ids, self.scored, strict=True) if scored]
-            if self.scored
-            else self.ids
-        )
-
-
-class _Ids(NamedTuple):
-    """A row's tokens before any cut."""
-
-    prompt: list[int]
-    answers: list[_Answer]
-    kept_end: int
-    """Tokens at the prompt's end that no cut takes away."""
-
-
 def tokenize(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, encoding: Encoding, ends: Sequence[int]
 ) -> list[Encoded]:
@@ -171,7 +186,7 @@ def tokenize(
         others = frozenset(special.ids) - {tokenizer.unk_token_id}  # which stands for letters that it doesn't know
     else:
         texts, others = [as_it_stands(example, special) for example in examples], frozenset()
-    found: dict[int, _Ids] = {}
+    found: dict[int, Ids] = {}
     copy = partial(special.encode_copy, tokenizer)
     for encode, hidden in ((encoder(tokenizer), False), (copy, True)):
         places = [place for place, row in enumerate(texts) if row.hidden == hidden]
@@ -179,7 +194,7 @@ def tokenize(
             rows = [texts[place] for place in places]
             found.update(zip(places, _encode(rows, tokenizer, encode, ends, others), strict=True))
     return [
-        _encoded(example, found[place], tokenizer.bos_token_id, encoding, texts[place].special)
+        _encoded(example, texts[place], found[place], tokenizer.bos_token_id, encoding)
         for place, example in enumerate(examples)
     ]
 
@@ -206,7 +221,7 @@ def _encode(
     encode: Encode,
     ends: Sequence[int],
     others: Collection[int],
-) -> list[_Ids]:
+) -> list[Ids]:
     """Rows that are encoded alike, in order; ``others`` as in ``ended``."""
     prompts = encode_prompts(tokenizer, encode, [row.prompt for row in rows])
     before, texts = [], []
@@ -221,7 +236,7 @@ def _encode(
     after = list(dict.fromkeys(row.after_prompt for row in rows))
     kept = dict(zip(after, encode(after), strict=True))
     return [
-        _Ids(
+        Ids(
             prompt,
             [
                 _answer([span.scored for span in spans], [next(pieces) for _ in spans], ends, others)
@@ -233,14 +248,14 @@ def _encode(
     ]
 
 
-def _answer(scored: list[bool], pieces: list[list[int]], ends: Sequence[int], others: Collection[int]) -> _Answer:
+def _answer(scored: list[bool], pieces: list[list[int]], ends: Sequence[int], others: Collection[int]) -> AnswerIds:
     if not pieces:
-        return _Answer([], [])
+        return AnswerIds([], [])
     pieces[-1] = ended(pieces[-1], ends, others)
     if len(pieces) == 1:
-        return _Answer(pieces[0], None)
+        return AnswerIds(pieces[0], None)
     ids = [number for piece in pieces for number in piece]
-    return _Answer(ids, [each for each, piece in zip(scored, pieces, strict=True) for _ in piece])
+    return AnswerIds(ids, [each for each, piece in zip(scored, pieces, strict=True) for _ in piece])
 
 
 def _same_end(ids: list[int], other: list[int]) -> int:
@@ -251,7 +266,7 @@ def _same_end(ids: list[int], other: list[int]) -> int:
     )
 
 
-def _encoded(example: Example, row: _Ids, bos: int | None, encoding: Encoding, special: str) -> Encoded:
+def _encoded(example: Example, rendered: Rendered, row: Ids, bos: int | None, encoding: Encoding) -> Encoded:
     if not row.prompt:
         raise DataError(f"{example.source}: the prompt is empty, and this tokenizer has no token to begin with")
     whole = [answer.ids for answer in row.answers]
@@ -273,7 +288,7 @@ def _encoded(example: Example, row: _Ids, bos: int | None, encoding: Encoding, s
     elif any(answers[pair.winner].scored_ids() == answers[pair.loser].scored_ids() for pair in example.pairs):
         left_out = "made_equal"
     group = None if left_out else _group(example, prompt, answers)
-    return Encoded(example, len(row.prompt), tuple(map(len, whole)), group, left_out, special)
+    return Encoded(example, rendered, row, group, left_out)
 
 
 def cut(
@@ -328,7 +343,7 @@ def end_tokens(
     return ends
 
 
-def _group(example: Example, prompt: list[int], answers: list[_Answer]) -> Group:
+def _group(example: Example, prompt: list[int], answers: list[AnswerIds]) -> Group:
     return Group(
         prompt_ids=np.array(prompt, dtype=np.int32),
         answers=tuple(np.array(answer.ids, dtype=np.int32) for answer in answers),
@@ -342,7 +357,7 @@ def _group(example: Example, prompt: list[int], answers: list[_Answer]) -> Group
     )
 
 
-def _masks(answers: list[_Answer]) -> tuple[NDArray[np.bool_], ...]:
+def _masks(answers: list[AnswerIds]) -> tuple[NDArray[np.bool_], ...]:
     if all(answer.scored is None for answer in answers):
         return ()
     return tuple(np.array([True] * len(ids) if scored is None else scored, dtype=bool) for ids, scored in answers)

@@ -93,6 +93,10 @@ def test_nothing_raw_reaches_the_terminal() -> None:
     assert "\x1b" not in said(show_rows, TOKENIZER, [nasty])
 
 
+def test_no_rows_need_no_legend() -> None:
+    assert said(show_rows, TOKENIZER, []) == ""
+
+
 def side(**options) -> Side:
     histogram = Histogram([0.0, 1.0, 2.0], [3, 0])
     fields = {
@@ -113,14 +117,17 @@ def side(**options) -> Side:
 
 
 def finding(name: str, level: str, **options) -> Finding:
-    return Finding(
-        **{"name": name, "level": level, "count": 3, "share": 0.5, "what": "What.", "effect": "Effect."}
-        | {"advice": "Advice.", "rows": ["row 7"]}
-        | options
-    )
+    fields = {
+        **{"name": name, "side": "training", "level": level, "count": 3, "share": 0.5},
+        **{"what": "What.", "effect": "Effect.", "advice": "Advice.", "rows": ["row 7"]},
+    }
+    return Finding(**fields | options)
 
 
-FINDINGS = [finding("bad-rows", "error"), finding("ties", "note", share=None, what="<script>alert(1)</script>\x1b[2J")]
+FINDINGS = [
+    finding("bad-rows", "error"),
+    finding("ties", "note", side="held out", share=None, what="<script>alert(1)</script>\x1b[2J", rows=["row \x1b"]),
+]
 RESULT = Result(1, "a model", "pairs & more.jsonl", side(), side(length_gap=None, longer_wins=None), FINDINGS)
 
 
@@ -128,6 +135,7 @@ def test_findings_and_sizes_in_a_terminal() -> None:
     text = said(show_result, RESULT)
     for words in ("1,234 rows", "75.0% (50.0% to 87.5%)", "bad-rows  3 (50.0%)", "What. Effect. Advice.", "e.g. row 7"):
         assert words in text
+    assert "ties of held-out rows  3" in text
     assert text.splitlines()[-1] == "1 error, 1 note; first: bad-rows"
     assert "█ " in text
     assert "\x1b" not in text
@@ -166,3 +174,5 @@ def test_the_page_is_whole_and_safe(tmp_path: Path) -> None:
     assert '<script>alert("x")</script>' in page.text
     for words in ("pairs & more.jsonl", "same then good", "1,234 rows", "<script>alert(1)</script>", "bad-rows"):
         assert words in page.text
+    assert "of held-out rows" in page.text
+    assert "row \\u001b" in page.text

@@ -17,6 +17,7 @@ from filelock import FileLock
 from helpers.tokenizers import quickstart, with_bos, without_bos
 
 import dpo_cli.data.build
+import dpo_cli.data.pool
 from dpo_cli.data.build import Recipe, build, encode_rows
 from dpo_cli.data.formats import Reading
 from dpo_cli.data.sources import Row, Source
@@ -179,10 +180,19 @@ def test_bad_rows_are_left_out_and_counted(bench: Bench) -> None:
 
 
 def test_reading_ends_with_the_tenth_bad_row(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dpo_cli.data.build, "CHUNK", 4)
+    monkeypatch.setattr(dpo_cli.data.pool, "CHUNK", 4)
     with pytest.raises(DataError, match="10 bad rows in the first 12") as error:
         bench.make(*[BAD] * 10, *[pair("p")] * 90)
     assert len(str(error.value).splitlines()) == 11
+
+
+def test_a_set_that_begins_with_bad_rows_alone_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dpo_cli.data.pool, "CHUNK", 1)
+    recipe = replace(RECIPE, on_bad_row="skip")
+    with pytest.raises(DataError, match=r"(?s)line 1: no shape has.*no usable row: 8 read, 8 bad") as error:
+        bench.make(*[BAD] * 8, pair("p"), recipe=recipe)
+    assert len(str(error.value).splitlines()) == 9
+    assert len(bench.make(*[BAD] * 7, pair("p"), recipe=recipe)) == 1
 
 
 def test_long_rows(bench: Bench) -> None:
@@ -254,7 +264,7 @@ def test_keys_are_of_prompts_and_of_rows(bench: Bench) -> None:
 def test_chunks_do_not_show(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [pair("p" * number, "y" * number) for number in range(1, 20)]
     whole = bench.make(*rows)
-    monkeypatch.setattr(dpo_cli.data.build, "CHUNK", 3)
+    monkeypatch.setattr(dpo_cli.data.pool, "CHUNK", 3)
     parts = bench.make(*rows, identity="again")
     assert whole.facts == parts.facts
     for row in range(19):
@@ -268,8 +278,8 @@ def plain(table: Table, row: int) -> list[Any]:
 
 @pytest.mark.slow
 def test_other_processes_make_the_same_table(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dpo_cli.data.build, "CHUNK", 2)
-    monkeypatch.setattr(dpo_cli.data.build, "_ALONE", 1)
+    monkeypatch.setattr(dpo_cli.data.pool, "CHUNK", 2)
+    monkeypatch.setattr(dpo_cli.data.pool, "ALONE", 1)
     rows = [pair("p" * number) for number in range(1, 30)]
     alone = bench.make(*rows, BAD, recipe=replace(RECIPE, on_bad_row="skip"))
     together = bench.make(*rows, BAD, recipe=replace(RECIPE, on_bad_row="skip"), identity="again", workers=2)
@@ -304,13 +314,13 @@ def test_four_at_once_make_it_once(tmp_path: Path) -> None:
 def test_nothing_is_kept_of_what_fails_halfway(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = np.zeros(1)
 
-    def fail(*args: Any) -> Any:
+    def fail(*args: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] == 2:
             raise OSError(28, "No space left on device")
-        return encode_rows(*args)
+        return encode_rows(*args, **options)
 
-    monkeypatch.setattr(dpo_cli.data.build, "CHUNK", 1)
+    monkeypatch.setattr(dpo_cli.data.pool, "CHUNK", 1)
     monkeypatch.setattr(dpo_cli.data.build, "encode_rows", fail)
     with pytest.raises(OSError, match="No space left"):
         bench.make(pair("p"), pair("q"))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 """The worst first: training stops or goes wrong; is likely to be worse for it; should be known."""
+SideName = Literal["training", "held out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Finding:
 
     name: str
     """Stable, for ``--fail-on``."""
+    side: SideName
+    """Which rows it is about."""
     level: Level
     count: int
     share: float | None
@@ -45,7 +48,7 @@ class Finding:
     """On training."""
     advice: str
     rows: list[str] = field(default_factory=list)
-    """Where up to three of them stand."""
+    """Where up to three of them stand, and what there is to see."""
 
 
 @dataclass(frozen=True, slots=True)

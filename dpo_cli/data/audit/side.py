@@ -1,55 +1,41 @@
-"""What is measured of one side, row by row."""
+"""What is measured of one side, from the facts of each row."""
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 
 import numpy as np
-from rensa import RMinHash, RMinHashLSH
+from rensa import RMinHash
 
+from dpo_cli.data.audit.alike import Sketches
+from dpo_cli.data.audit.facts import Facts
 from dpo_cli.data.audit.result import Histogram, Lengths, Side
-from dpo_cli.data.build import Counts, key64, prompt_key, row_key
-from dpo_cli.data.tokenize import Encoded
-from dpo_cli.data.types import Example, Message
+from dpo_cli.data.build import Counts, Seen
 
 _BINS = 20
-_LETTERS = 200
-"""Of an answer, to tell its script by."""
-_HASHES, _BANDS, _ALIKE = 128, 16, 0.85
-"""Near duplicates: rows with 85 % of their word triples in common share a band of eight hashes with a probability of
-0.99, rows with 30 % of 0.001. Of 128 hashes the share is known to 0.03."""
-_OPENING = 4
-"""Words."""
 
 
-@dataclass
-class Seen:
-    """How often something was found, and where first."""
+@dataclass(slots=True)
+class Prompt:
+    """One that some rows have."""
 
-    count: int = 0
+    sketch: RMinHash | None
     rows: list[str] = field(default_factory=list)
-
-    def add(self, source: str, count: int = 1) -> None:
-        """Count it, in this row."""
-        self.count += count
-        if count and len(self.rows) < 3 and source not in self.rows:
-            self.rows.append(source)
 
 
 @dataclass
 class Measured:
-    """Filled in by ``add``. Memory grows by some hundred bytes a row, most of them hashes for near duplicates."""
+    """Filled in by ``add``. Memory grows by a few kilobytes a row, most of them for finding near duplicates."""
 
     counts: Counts = field(default_factory=Counts)
     rows: int = 0
     kept: int = 0
     """Rows that are not left out."""
+    sampled: int = 0
+    """Rows that were looked at for what is looked for in some only."""
     comparisons: int = 0
     answers: int = 0
     lengths: dict[str, array[int]] = field(default_factory=dict)
@@ -58,97 +44,53 @@ class Measured:
     scripts: Counter[str] = field(default_factory=Counter)
     openings: Counter[str] = field(default_factory=Counter)
     systems: set[int] = field(default_factory=set)
-    prompts: set[int] = field(default_factory=set)
+    prompts: dict[int, Prompt] = field(default_factory=dict)
+    """By their keys."""
     found: dict[str, Seen] = field(default_factory=dict)
     """By the name of the finding."""
     _rows: set[int] = field(default_factory=set)
     _won: set[int] = field(default_factory=set)
-    _near: RMinHashLSH = field(default_factory=lambda: RMinHashLSH(_ALIKE, _HASHES, _BANDS))
-    _hashes: list[RMinHash] = field(default_factory=list)
+    _sketches: Sketches = field(default_factory=Sketches)
 
     def see(self, name: str, source: str, count: int = 1) -> None:
         """Count what a finding is about."""
         self.found.setdefault(name, Seen()).add(source, count)
 
-    def add(self, encoded: Encoded) -> None:
+    def add(self, facts: Facts) -> None:
         """Measure a row that can be used."""
-        example = encoded.example
         self.rows += 1
-        self.kept += encoded.group is not None
-        self.answers += len(example.answers)
-        self.comparisons += len(example.pairs)
-        self._measure_tokens(encoded)
-        self._measure_words(example)
-        self._compare_with_earlier(example)
+        self.kept += facts.kept
+        self.sampled += facts.sampled
+        self.answers += len(facts.scripts)
+        self.comparisons += len(facts.gaps)
+        self.gaps.extend(facts.gaps)
+        for part, length in facts.lengths:
+            self.lengths.setdefault(part, array("q")).append(length)
+        self.turns[str(facts.turns)] += 1
+        self.scripts.update(facts.scripts)
+        for opening in facts.openings:
+            if len(self.openings) < 100_000 or opening in self.openings:
+                self.openings[opening] += 1
+        if facts.system is not None:
+            self.systems.add(facts.system)
+        for name, times, detail in facts.found:
+            self.see(name, f"{facts.source} ({detail})" if detail else facts.source, times)
+        self.prompts.setdefault(facts.prompt_key, Prompt(facts.asked)).rows.append(facts.source)
+        self._compare_with_earlier(facts)
 
-    def _measure_tokens(self, encoded: Encoded) -> None:
-        example, lengths = encoded.example, encoded.answer_lengths
-        self._length("prompt", encoded.prompt_length)
-        for number, length in enumerate(lengths):
-            self._length(_said(example, number), length)
-            self.see("one-token-answers", example.source, int(length <= 2))
-        for pair in example.pairs:
-            self.gaps.append(lengths[pair.winner] - lengths[pair.loser])
-        if encoded.special_in_text:
-            self.see("special-tokens-in-text", example.source)
-        if encoded.left_out:
-            self.see(
-                {"too_long": "too-long", "made_equal": "made-equal"}.get(encoded.left_out, "cut-to-nothing"),
-                example.source,
-            )
-        elif encoded.group is not None:
-            cut = sum(len(kept) < whole for kept, whole in zip(encoded.group.answers, lengths, strict=True))
-            self.see("answers-cut", example.source, cut)
-            self.see("prompts-cut", example.source, int(len(encoded.group.prompt_ids) < encoded.prompt_length))
-
-    def _length(self, part: str, length: int) -> None:
-        self.lengths.setdefault(part, array("q")).append(length)
-
-    def _measure_words(self, example: Example) -> None:
-        prompt = _turns(example.prompt, "user")
-        self.turns[str(len(prompt) + max(len(_turns(answer, "assistant")) for answer in example.answers))] += 1
-        if prompt and prompt[0]["role"] == "system":
-            self.systems.add(key64(prompt[0]["content"]))
-        asked = script(" ".join(turn["content"] for turn in prompt if turn["role"] == "user"))
-        for number in range(len(example.answers)):
-            said = _words(example.answers[number])
-            written = script(said)
-            self.scripts[written] += 1
-            if asked and written and written != asked:
-                self.see("other-script", example.source)
-            if _said(example, number) in ("chosen", "good"):
-                opening = " ".join(said.split()[:_OPENING])
-                if len(self.openings) < 100_000 or opening in self.openings:
-                    self.openings[opening] += 1
-
-    def _compare_with_earlier(self, example: Example) -> None:
-        prompt, row = prompt_key(example), row_key(example)
-        self.prompts.add(prompt)
-        for pair in example.pairs:
-            words = [_words(example.answers[number]) for number in (pair.winner, pair.loser)]
-            if key64([prompt, *reversed(words)]) in self._won:
-                self.see("contradictions", example.source)
-            self._won.add(key64([prompt, *words]))
-        if row in self._rows:
-            self.see("duplicates", example.source)
+    def _compare_with_earlier(self, facts: Facts) -> None:
+        for key, opposite in facts.compared:
+            if opposite in self._won:
+                self.see("contradictions", facts.source)
+            self._won.add(key)
+        if facts.row_key in self._rows:
+            self.see("duplicates", facts.source)
             return
-        self._rows.add(row)
-        if self._is_near(example):
-            self.see("near-duplicates", example.source)
-
-    def _is_near(self, example: Example) -> bool:
-        """Whether an earlier row has nearly the same words, prompt and answers together."""
-        texts = [_words(example.prompt)]
-        texts += [_words(answer) for answer in example.answers]
-        words = " ".join(texts).split()
-        if len(words) < 8:
-            return False  # of so few words many are alike by chance
-        own = RMinHash(_HASHES, 42)
-        own.update([" ".join(words[place : place + 3]) for place in range(len(words) - 2)])
-        near = any(self._hashes[number].jaccard(own) >= _ALIKE for number in self._near.query(own))
-        self._near.insert(len(self._hashes), own)
-        self._hashes.append(own)
-        return near
+        self._rows.add(facts.row_key)
+        if facts.words is not None:
+            if self._sketches.like(facts.words):
+                self.see("near-duplicates", facts.source)
+            self._sketches.add(facts.words)
 
     def longer(self) -> tuple[int, int]:
         """Comparisons that the longer answer wins, of how many whose answers differ in length."""
@@ -173,38 +115,20 @@ class Measured:
         )
 
 
-def _said(example: Example, number: int) -> str:
-    """What the row says of an answer, in a word."""
-    if example.labels:
-        return "good" if example.labels[number] else "bad"
-    if example.ranks:
-        return "chosen" if example.ranks[number] == 0 else "rejected"
-    return "chosen" if any(pair.winner == number for pair in example.pairs) else "rejected"
-
-
-def _turns(said: Sequence[Message] | str, role: str) -> list[Message]:
-    return [Message(role=role, content=said)] if isinstance(said, str) else list(said)
-
-
-def _words(said: Sequence[Message] | str) -> str:
-    return said if isinstance(said, str) else "\n".join(turn["content"] for turn in said)
-
-
-def script(text: str) -> str:
-    """What most of a text's first letters are written in, such as ``latin`` or ``cjk``; empty = it has no letters."""
-    if text.isascii():
-        return "latin" if any(map(str.isalpha, text[:_LETTERS])) else ""
-    found = Counter(name for letter in text[:_LETTERS] if (name := _script(letter)))
-    return found.most_common(1)[0][0] if found else ""
-
-
-@lru_cache(maxsize=4096)
-def _script(letter: str) -> str:
-    """The first word of a letter's Unicode name, which is its script's."""
-    if not letter.isalpha():
-        return ""
-    name = unicodedata.name(letter, "").partition(" ")[0].lower()
-    return "japanese" if name in ("hiragana", "katakana") else name.partition("-")[0]
+def find_nearly_held_out(train: Measured, held_out: Measured) -> None:
+    """Count the held-out rows whose prompt has nearly the words of a training prompt."""
+    prompts = [prompt for prompt in held_out.prompts.values() if prompt.sketch is not None]
+    sketches = Sketches()
+    for prompt in prompts:
+        sketches.add(prompt.sketch)
+    like: dict[int, str] = {}
+    for prompt in train.prompts.values():
+        if prompt.sketch is not None:
+            for number in sketches.like(prompt.sketch):
+                like.setdefault(number, prompt.rows[0])
+    for number in sorted(like):
+        for row in prompts[number].rows:
+            held_out.see("nearly-in-both-sides", f"{row} (like {like[number]})")
 
 
 def _lengths(values: array[int]) -> Lengths:

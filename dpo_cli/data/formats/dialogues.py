@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Literal, NamedTuple
 
 from dpo_cli.data.formats.messages import Content
-from dpo_cli.data.formats.reading import BadRowError, Reading
+from dpo_cli.data.formats.reading import BadRowError, EmptyAnswerError, EqualAnswersError, Reading
 from dpo_cli.data.formats.values import names
 from dpo_cli.data.types import Message
 
@@ -91,17 +91,17 @@ def check_answers(said: Said, columns: Sequence[str]) -> None:
     """Each scored turn says something, and no two answers are the same.
 
     Raises:
-        BadRowError: otherwise.
+        EmptyAnswerError, EqualAnswersError: otherwise.
     """
     answers: Sequence[Content] = said.answers
     for number, (column, answer) in enumerate(zip(columns, answers, strict=True)):
         scored = said.scored[number] if said.scored else (0,)
         silent = _is_blank(answer) if isinstance(answer, str) else any(_is_silent(answer[turn]) for turn in scored)
         if silent:
-            raise BadRowError(f"{column} is empty")
+            raise EmptyAnswerError(f"{column} is empty")
     for first, second in combinations(range(len(said.answers)), 2):
         if said.answers[first] == said.answers[second]:
-            raise BadRowError(f"{columns[first]} and {columns[second]} are the same")
+            raise EqualAnswersError(f"{columns[first]} and {columns[second]} are the same")
 
 
 def _is_blank(text: str) -> bool:

@@ -46,6 +46,21 @@ AS_FOUND = Reading()
 class BadRowError(ValueError):
     """A row that can't become an Example. The message names the field, what was found and what was expected."""
 
+    finding = "bad-rows"
+    """What an audit calls it."""
+
+
+class EmptyAnswerError(BadRowError):
+    """An answer says nothing."""
+
+    finding = "empty-answers"
+
+
+class EqualAnswersError(BadRowError):
+    """Two answers are the same."""
+
+    finding = "equal-answers"
+
 
 def content_hash(content: Any) -> bytes:
     """16 bytes that are the same wherever and whenever the content is."""
