@@ -67,7 +67,7 @@ class _TokenLogps(torch.autograd.Function):
         with torch.no_grad():
             for piece in range(0, len(logits), _ROWS):
                 part = logits[piece : piece + _ROWS]
-                gradient = torch.exp(part.to(lse.dtype) - lse[piece : piece + _ROWS, None])
+                gradient = torch.sub(part, lse[piece : piece + _ROWS, None]).exp_()  # in lse's number format
                 gradient.mul_(-per_row[piece : piece + _ROWS, None])
                 # g - g p here, not after rounding to bfloat16: for likely tokens next to nothing would be left.
                 here = torch.nonzero((rows >= piece) & (rows < piece + _ROWS)).squeeze(1)

@@ -57,7 +57,7 @@ class Policy(nn.Module):
             logits_to_keep=_tensor(batch.rows, device),
             use_cache=False,
         ).logits
-        return logits[0]
+        return logits.squeeze(0)  # not logits[0], whose gradient is a second tensor of the logits' size
 
     def _padded(self, batch: FlatBatch, device: torch.device) -> Tensor:
         """One row per answer, padded on the right.
