@@ -60,6 +60,9 @@ class Engine:
             config=deepspeed_config(zero_stage=zero_stage, max_grad_norm=max_grad_norm, extra=extra),
             dist_init_required=False,
         )
+        if zero_stage == 0 and world_size() == 1:
+            # DeepSpeed would lay a copy of all gradients end to end, to sum it over nobody and copy it back.
+            self._deepspeed.enable_backward_allreduce = False
 
     def __call__(self, *inputs: Any) -> Any:
         """The module's forward pass."""
