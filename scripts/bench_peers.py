@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,8 +23,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -76,6 +76,12 @@ class Measured:
     """The most memory that the process held, from its start to its end."""
     versions: dict[str, str]
 
+    @property
+    def passes(self) -> tuple[float | None, float | None, float]:
+        """Seconds of the reference pass, of training alone, of both."""
+        total = sum(self.updates)
+        return (None, None, total) if self.reference is None else (self.reference, total, self.reference + total)
+
 
 @dataclass(frozen=True)
 class Operations:
@@ -85,6 +91,11 @@ class Operations:
     """Forward."""
     training: float
     """Forward and backward."""
+
+    @property
+    def both(self) -> float:
+        """The two together."""
+        return self.reference + self.training
 
 
 @dataclass(frozen=True)
@@ -104,16 +115,11 @@ class Prepared:
     """If each comparison were a row of its own."""
 
 
-# ---------------------------------------------------------------- rows
-
-Row = TypeVar("Row")
-
-
-def readable(file: Path, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Example, Group]]:
-    """The rows of a file that need no cut and prefer something, as ``dpo`` reads them."""
+def readable(file: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> list[tuple[Example, Group]]:
+    """The rows of a file that need no cut and prefer something, as ``dpo`` reads them; hashes go into ``cache``."""
     recipe = Recipe(Reading(), Encoding(max_length=MAX_LENGTH, on_too_long="drop"), "pairs", "skip")
     counts = Counts()
-    source = open_source(Place(str(file)), key="--data", cache=file.parent)
+    source = open_source(Place(str(file)), key="--data", cache=cache)
     examples = list(usable(source.rows(), recipe, counts))
     found = tokenized(examples, tokenizer, recipe, first_ends(examples, tokenizer, recipe.encoding), counts)
     return [(encoded.example, encoded.group) for encoded in found if encoded.group is not None]
@@ -148,22 +154,13 @@ def fill_batches(counts: Sequence[int], batch: int, batches: int) -> list[int]:
     raise SystemExit(f"too few rows for the comparisons asked for: {batches} batches of {batch} lacking; lower --pairs")
 
 
-def as_in_file(rows: Sequence[Row]) -> list[Row]:
+def as_in_file(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows as a file must have them so that ``dpo train`` comes to them in the order given."""
-    ones = [1] * len(rows)
-    plan = Plan(
-        ones,
-        [1.0] * len(rows),
-        ones,
-        seed=SEED,
-        batch_size=len(rows),
-        epochs=1,
-        max_steps=None,
-        world_size=1,
-        token_budget=len(rows),
-    )
+    count = len(rows)
+    ones = [1] * count
+    plan = Plan(ones, ones, ones, seed=SEED, batch_size=count, epochs=1, max_steps=None, world_size=1, token_budget=1)
     places = dict(zip(plan[0].groups, rows, strict=True))
-    return [places[place] for place in range(len(rows))]
+    return [places[place] for place in range(count)]
 
 
 def comparisons_of(example: Example) -> list[dict[str, Any]]:
@@ -192,7 +189,7 @@ def operations(model: FlopsModel, update: FlopsModel, groups: Sequence[Group]) -
 def prepare(work: Work, pairs: int, batch: int, options: argparse.Namespace, folder: Path) -> Prepared:
     """Write a work's rows for everyone."""
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    rows = readable(options.data / work.file, tokenizer)
+    rows = readable(options.data / work.file, tokenizer, folder)
     taken = [rows[row] for row in fill_batches([len(group.pairs) for _, group in rows], batch, pairs // batch)]
     singles = [single for _, group in taken for single in separate(group)]
     several = any(len(group.answers) > 2 for _, group in taken)
@@ -218,9 +215,6 @@ def prepare(work: Work, pairs: int, batch: int, options: argparse.Namespace, fol
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
-
-
-# ---------------------------------------------------------------- trainings
 
 
 def run_dpo(rows: Path, batch: int, precision: str, options: argparse.Namespace) -> Measured:
@@ -255,9 +249,8 @@ def run_trl(rows: Path, settings: Mapping[str, Any], precision: str, options: ar
         job, out = Path(scratch, "job.json"), Path(scratch, "out.json")
         said = {"model": str(options.model), "rows": str(rows), "folder": scratch, "arguments": {**shared, **settings}}
         job.write_text(json.dumps(said), encoding="utf-8")
-        call(
-            [str(options.environment / "bin" / "python"), str(WORKER), str(job), str(out)], job.parent, options.threads
-        )
+        python = str(options.environment / "bin" / "python")
+        call([python, str(WORKER), str(job), str(out)], job.parent, options.threads)
         return Measured(**json.loads(out.read_text(encoding="utf-8")))
 
 
@@ -305,100 +298,78 @@ def measure(name: str, prepared: Prepared, precision: str, options: argparse.Nam
         for what, training in trainings.items():
             run = training(precision=precision, options=options)
             runs[what].append(run)
-            reference = "in the loop" if run.reference is None else f"{run.reference:.1f} s"
-            seconds = f"reference {reference}, training {sum(run.updates):.1f} s"
-            print(f"{name}, {precision}, {what}: {seconds}, {run.rss_gib:.1f} GiB", file=sys.stderr)
+            seconds = ", ".join("in both" if one is None else f"{one:.1f} s" for one in run.passes)
+            said = f"reference, training, both: {seconds}; {run.rss_gib:.1f} GiB"
+            print(f"{name}, {precision}, {what}: {said}", file=sys.stderr, flush=True)
     return summary(name, precision, prepared, peak, runs)
-
-
-# ---------------------------------------------------------------- results
 
 
 def summary(
     name: str, precision: str, prepared: Prepared, peak: float, runs: Mapping[str, Sequence[Measured]]
 ) -> dict[str, Any]:
     """What is kept of one work at one precision: medians of the repeats, and all of them."""
-    ours = next(iter(runs.values()))[0].losses
+    first = next(iter(runs.values()))[0]
     need, apart = prepared.necessary, prepared.separate
-    both, both_apart = need.reference + need.training, apart.reference + apart.training
     rows = []
     for what, repeats in runs.items():
-        training = statistics.median(sum(run.updates) for run in repeats)
-        reference = None
-        seconds = training
-        if repeats[0].reference is not None:
-            reference = statistics.median(run.reference or 0.0 for run in repeats)
-            seconds = statistics.median((run.reference or 0.0) + sum(run.updates) for run in repeats)
-        rows.append(
-            {
-                "what": what,
-                "reference_seconds": reference,
-                "training_seconds": None if reference is None else training,
-                "both_seconds": seconds,
-                "pairs_per_second": prepared.comparisons / seconds,
-                "mfu_training": None if reference is None else need.training / (training * peak),
-                "mfu_both": both / (seconds * peak),
-                "rss_gib": max(run.rss_gib for run in repeats),
-                "loss_difference": max(
-                    abs(one - other) for run in repeats for one, other in zip(ours, run.losses, strict=True)
-                ),
-                "repeats": [asdict(run) for run in repeats],
-            }
-        )
-    return {
-        "work": name,
-        "precision": precision,
-        "comparisons": prepared.comparisons,
-        "batch": prepared.batch,
-        "peak_flops": peak,
-        "necessary_flops": asdict(need),
-        "separate_flops": asdict(apart),
-        "flop_ratio": {"training": apart.training / need.training, "both": both_apart / both},
-        "rows": rows,
-    }
+        reference, training, both = map(median, zip(*(run.passes for run in repeats), strict=True))
+        row = {"what": what, "reference_seconds": reference, "training_seconds": training, "both_seconds": both}
+        row["pairs_per_second"] = prepared.comparisons / both
+        row["mfu_training"] = training and need.training / (training * peak)
+        row["mfu_both"] = need.both / (both * peak)
+        row["rss_gib"] = max(run.rss_gib for run in repeats)
+        losses = [pair for run in repeats for pair in zip(run.losses, first.losses, strict=True)]
+        row["loss_difference"] = float(np.max([abs(one - other) for one, other in losses]))
+        rows.append({**row, "repeats": [asdict(run) for run in repeats]})
+    block = {"work": name, "precision": precision, "comparisons": prepared.comparisons, "batch": prepared.batch}
+    block |= {"peak_flops": peak, "necessary_flops": asdict(need), "separate_flops": asdict(apart), "rows": rows}
+    return {**block, "flop_ratio": {"training": apart.training / need.training, "both": apart.both / need.both}}
+
+
+def median(seconds: Sequence[float | None]) -> Any:
+    """Of repeats; None where there was nothing to time."""
+    return None if None in seconds else float(np.median(np.array(seconds, dtype=float)))
+
+
+COLUMNS = {
+    "reference pass (forward), s": ("reference_seconds", ".1f"),
+    "training (forward, backward, AdamW), s": ("training_seconds", ".1f"),
+    "both, s": ("both_seconds", ".1f"),
+    "pairs/s, both": ("pairs_per_second", ".2f"),
+    "mfu, training": ("mfu_training", ".2f"),
+    "mfu, both": ("mfu_both", ".2f"),
+    "peak memory, both, GiB": ("rss_gib", ".1f"),
+    "largest difference of losses": ("loss_difference", ".1e"),
+}
+"""Heads, and what stands below them."""
 
 
 def markdown(blocks: Sequence[Mapping[str, Any]]) -> str:
     """The table, and below it how the others compare with the first of each work."""
-    heads = [
-        *("work", "", "precision", "reference pass (forward), s", "training (forward, backward, AdamW), s", "both, s"),
-        *("pairs/s, both", "mfu, training", "mfu, both", "peak memory, GiB", "largest difference of losses"),
-    ]
-    lines = [heads, ["---"] * 3 + ["---:"] * 8]
+    lines = [["work", "what", "precision", *COLUMNS], ["---"] * 3 + ["---:"] * len(COLUMNS)]
     for block in blocks:
-        for index, row in enumerate(block["rows"]):
-            cells = [block["work"], row["what"], block["precision"]]
-            cells += ["in the loop" if row["reference_seconds"] is None else f"{row['reference_seconds']:.1f}"]
-            cells += ["-" if row["training_seconds"] is None else f"{row['training_seconds']:.1f}"]
-            cells += [f"{row['both_seconds']:.1f}", f"{row['pairs_per_second']:.2f}"]
-            cells += ["-" if row["mfu_training"] is None else f"{row['mfu_training']:.2f}", f"{row['mfu_both']:.2f}"]
-            cells += [f"{row['rss_gib']:.1f}", f"{row['loss_difference']:.1e}" if index else ""]
-            lines.append(cells)
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return "\n".join([table, "", *(line for block in blocks for line in ratios(block))])
+        for row in block["rows"]:
+            cells = ["in both" if row[key] is None else format(row[key], digits) for key, digits in COLUMNS.values()]
+            lines.append([block["work"], row["what"], block["precision"], *cells])
+    table = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([*table, "", *(line for block in blocks for line in ratios(block))])
 
 
 def ratios(block: Mapping[str, Any]) -> list[str]:
-    """One line for each of the others: how many times the first one's seconds and memory it took."""
+    """A line for each of the others: how many times the first one's seconds and memory it took."""
     first, *others = block["rows"]
     lines = []
     for row in others:
-        times = {"both passes": row["both_seconds"] / first["both_seconds"]}
-        if row["training_seconds"] is not None:
-            times["training"] = row["training_seconds"] / first["training_seconds"]
-            times["the reference pass"] = row["reference_seconds"] / first["reference_seconds"]
-        said = ", ".join(f"{ratio:.2f} times the seconds of {name}" for name, ratio in times.items())
-        memory = f"{row['rss_gib'] / first['rss_gib']:.2f} times the memory"
-        lines.append(
-            f"- {block['work']}, {block['precision']}: {row['what']}, against {first['what']}: {said}; {memory}."
-        )
-        flops = block["flop_ratio"]
-        if flops["training"] > 1.0 and row["training_seconds"] is not None:
-            got = f"{times['training'] / flops['training']:.2f} and {times['both passes'] / flops['both']:.2f}"
-            lines.append(
-                f"  The comparisons as separate pairs need {flops['training']:.2f} times the FLOPs in training, "
-                f"{flops['both']:.2f} in both passes; the seconds got {got} of that ratio."
-            )
+        passes = [name for name in ("reference", "training", "both") if row[f"{name}_seconds"] is not None]
+        times = {name: row[f"{name}_seconds"] / first[f"{name}_seconds"] for name in passes}
+        said = ", ".join(f"{name} {ratio:.2f}" for name, ratio in times.items())
+        memory = row["rss_gib"] / first["rss_gib"]
+        where = f"{block['work']}, {block['precision']}"
+        lines.append(f"- {where}: {row['what']} over {first['what']}: seconds: {said}; peak memory {memory:.2f}.")
+        for name, ratio in block["flop_ratio"].items():
+            if ratio > 1.0 and name in times:
+                got = f"{times[name] / ratio:.2f} of the FLOP ratio {ratio:.2f} of separate pairs over grouped answers"
+                lines.append(f"  - {name}: {got}.")
     return lines
 
 
@@ -416,15 +387,9 @@ def complaints(blocks: Sequence[Mapping[str, Any]]) -> list[str]:
 def machine(threads: int) -> dict[str, Any]:
     """What it was measured on."""
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": len(names) or os.cpu_count(),
-        "threads": threads,
-    }
-
-
-# ---------------------------------------------------------------- command line
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"cpu": (names or [platform.processor()])[0], "cores": os.cpu_count(), "threads": threads}
 
 
 def listed(allowed: Sequence[str]) -> Callable[[str], list[str]]:
@@ -450,7 +415,7 @@ def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="comparisons per update; the default is 8, for ranked 12")
     parser.add_argument("--repeats", type=int, default=1, help="the table has medians")
     parser.add_argument("--as-shipped", action="store_true", help="trl with its defaults as well: slow, much memory")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process")
     parser.add_argument("--environment", type=Path, default=cache / "dpo-bench" / TRL.replace("==", "-"))
     parser.add_argument("--out", type=Path, default=Path("bench_peers.json"), help="the table goes beside it, as .md")
     options = parser.parse_args(words)
