@@ -36,6 +36,7 @@ from dpo_cli.data.sources import Place, open_source
 from dpo_cli.data.tokenize import Encoding
 from dpo_cli.data.types import Example, Group, Pair
 from dpo_cli.model.flops import FlopsModel, peak_flops
+from dpo_cli.quiet import quieten
 
 TORCH, TRL = "torch==2.13.0", "trl==1.16.0"
 WORKER = Path(__file__).with_name("bench_peers_trl.py")
@@ -255,8 +256,8 @@ def run_trl(rows: Path, settings: Mapping[str, Any], precision: str, options: ar
 
 
 def call(words: Sequence[str], folder: Path, threads: int) -> None:
-    """Run a command in a folder that has its caches as well, without a network and on so many threads."""
-    quiet = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    """Run a command in a folder that has its caches as well, without a network or a GPU, on so many threads."""
+    quiet = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
     places = {"DPO_CACHE": str(folder / "dpo"), "HF_HOME": str(folder / "hf")}
     environment = {**os.environ, **quiet, **places, "OMP_NUM_THREADS": str(threads)}
     ended = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
@@ -432,6 +433,7 @@ def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
+    quieten()
     options = read_options(words)
     install_trl(options.environment)
     settings = {name: str(value) for name, value in vars(options).items()}
