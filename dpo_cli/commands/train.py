@@ -265,6 +265,7 @@ class _Run:
                 "store": str(reference.store) if reference.store else None,
                 "tokens_computed": counts.tokens_computed,
                 "tokens_read": counts.tokens_read,
+                "seconds": round(counts.seconds, 3),
             }
         )
 

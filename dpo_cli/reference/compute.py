@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class ReferenceCounts:
 
     tokens_computed: int
     tokens_read: int
+    seconds: float = field(default=0.0, compare=False)
+    """Spent on computing them, loading a model left out."""
 
     def __str__(self) -> str:
         return f"{self.tokens_computed:,} tokens computed, {self.tokens_read:,} read"
@@ -52,20 +54,23 @@ def fill(
         token_budget: per micro-batch.
         advance: told how many groups this rank has done since the last time.
     """
+    seconds = 0.0
     with store.lock() if rank() == 0 else nullcontext():
         store.refresh()
         missing: list[int] = from_first(store.missing(groups))
         if missing:
             policy = load()
             policy.eval()
+            began = time.perf_counter()
             for start in range(0, len(missing), _GROUPS_PER_CHUNK * world_size()):
                 mine = missing[start : start + _GROUPS_PER_CHUNK * world_size()][rank() :: world_size()]
                 _compute(store, [groups[index] for index in mine], policy, token_budget, advance)
+            seconds = time.perf_counter() - began
         wait_for_all()
     store.refresh()
     total = sum(len(answer) for group in groups for answer in group.answers)
     computed = sum(len(answer) for index in missing for answer in groups[index].answers)
-    return ReferenceCounts(tokens_computed=computed, tokens_read=max(0, total - computed))
+    return ReferenceCounts(tokens_computed=computed, tokens_read=max(0, total - computed), seconds=seconds)
 
 
 def _check_finite(groups: Sequence[Group], logps: Sequence[Sequence[Logps]]) -> None:

@@ -48,6 +48,7 @@ def test_a_sweep_makes_one_reference_pass_and_only_what_is_missing(place: Place,
     assert record(first)["reference"]["tokens_computed"] > 0
     assert record(second)["reference"]["tokens_computed"] == 0
     assert record(second)["reference"]["tokens_read"] == record(first)["reference"]["tokens_computed"]
+    assert record(first)["reference"]["seconds"] > 0 == record(second)["reference"]["seconds"]
     assert [record(run)["status"] for run in (first, second)] == ["done", "done"]
     table = ended.out.replace("\n", " ")
     assert all(word in table for word in ("loss.beta=0.05", "loss.beta=0.1", "loss.beta=-1", "failed (2)", "done"))
