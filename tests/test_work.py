@@ -180,12 +180,15 @@ def test_an_update_is_one_forward_and_one_backward_pass_for_each_micro_batch(
 
 
 def test_an_updates_matrix_products_are_the_necessary_ones(engine: Engine) -> None:
-    """Six FLOPs for each weight and token, the head's for rows alone; attention's own kernel is not counted."""
+    """Six FLOPs for each weight and token, the head's for rows alone; attention's in blocks of queries."""
     groups = [group(seed, ANSWERS[:2]) for seed in range(5)]
     with FlopCounterMode(display=False) as counter:
         update_of(engine, "dpo", groups, token_budget=45)()
     necessary = FlopsModel.of(engine._module.model, update=True)
-    assert counter.get_total_flops() == 5 * (20 * necessary.per_token + 11 * necessary.per_prediction)
+    # The prompt and the first answer are one block of 14 queries that see 14 keys, the other answer is one of 6.
+    seen = 14 * 14 + 6 * (PROMPT + 6)
+    expected = 20 * necessary.per_token + 11 * necessary.per_prediction + seen * necessary.per_pair
+    assert counter.get_total_flops() == 5 * expected
 
 
 # -- memory
@@ -201,12 +204,11 @@ ACTIVATIONS = (
     LAYERS
     * FLOAT
     * (
-        # Of each token: 6 x hidden of residuals and norms; queries, keys, values, attention and its copy; 4 x MLP.
-        TOKENS * (11 * HIDDEN + 4 * INNER)
-        # Of each pair: keys and values of prompt and second answer laid side by side.
-        + MEMORY_PAIRS * 2 * HIDDEN * (MEMORY_PROMPT + MEMORY_ANSWER - 1)
-        # And what may see what there, as numbers.
-        + MEMORY_PAIRS * (MEMORY_ANSWER - 1) * (MEMORY_PROMPT + MEMORY_ANSWER - 1)
+        # Of each token: 6 x hidden of residuals and norms; queries, keys, values (half as many heads) and attention;
+        # 4 x MLP.
+        TOKENS * (9 * HIDDEN + 4 * INNER)
+        # Of each pair, the probabilities: prompt and first answer are two blocks of 60 queries, the other two of 40.
+        + MEMORY_PAIRS * HEADS * (60 * 60 + 60 * 120 + 40 * 80 + 40 * 120)
     )
 )
 
@@ -275,6 +277,7 @@ class Runs:
             *(f"model.path={root / 'model'}", f"data.path={root / 'train.jsonl'}", f"run_dir={root / name}"),
             *(f"data.eval={root / 'held-out.jsonl'}", "data.workers=1", "tracker.mode=disabled"),
             *("train.precision=fp32", "train.batch_size=4", f"train.epochs={EPOCHS}"),
+            "train.tokens_per_micro_batch=1024",
         ]
         with metered(LAYERS) as meter, self._patch.context() as patch:
             self._watch(meter, patch)

@@ -273,10 +273,10 @@ def resolve_precision(wanted: str, cache_dir: str | None, before: str | None = N
 
 
 def resolve_token_budget(wanted: int | str) -> int:
-    """Tokens per micro-batch."""
+    """Tokens per micro-batch. A CPU's matrix products are as fast on 768 as on more, and activations are smaller."""
     if isinstance(wanted, int):
         return wanted
-    return 16384 if device().type == "cuda" else 1024
+    return 16384 if device().type == "cuda" else 768
 
 
 def _check_same_vocabulary(path: str, tokenizer: PreTrainedTokenizerBase) -> None:

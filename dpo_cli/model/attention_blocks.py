@@ -4,14 +4,15 @@ PyTorch's own CPU attention runs one sequence at a time, shares its backward pas
 bfloat16 than in float32. Here the query heads that share a key head are one matrix, keys nobody sees are left out, and
 nothing is repeated or padded: on SmolLM2-135M 0.6 of its time in float32 and 0.45 in bfloat16.
 
-Probabilities are kept for the backward pass, which is cheap while sequences are short; for long ones PyTorch's is better
-(``MAX_KEYS``).
+Probabilities are kept for the backward pass, which is cheap while sequences are short; for long ones PyTorch's is
+better (``MAX_KEYS``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def _cut(start: int, end: int, trunk: slice) -> list[Block]:
     """One sequence in blocks of about one size."""
     count = -(-(end - start) // _QUERIES)
     cuts = [start + (end - start) * i // count for i in range(count + 1)] if count else []
-    return [Block(slice(a, b), trunk, slice(start, b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [Block(slice(a, b), trunk, slice(start, b)) for a, b in pairwise(cuts)]
 
 
 def longest(layouts: Sequence[Layout]) -> int:
@@ -87,9 +88,7 @@ class _Blocks(torch.autograd.Function):
     """All heads of one key head are rows of one matrix: ``[key heads, repeats x queries, d]``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
         heads, tokens = query.shape[1], query.shape[2]
         out = query.new_empty(1, tokens, heads, value.shape[3])
         by_key_head = _grouped(out.transpose(1, 2), key.shape[1])
@@ -136,7 +135,8 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 def _grouped(tensor: Tensor, key_heads: int) -> Tensor:
     """A view, ``[1, heads, T, d]`` -> ``[key heads, repeats, T, d]``."""
-    return tensor[0].unflatten(0, (key_heads, -1))
+    view: Tensor = tensor[0].unflatten(0, (key_heads, -1))
+    return view
 
 
 def _rows(grouped: Tensor, block: Block) -> Tensor:

@@ -62,6 +62,15 @@ def test_groups_equal_plain_sequences_in_float64(family: str) -> None:
     compare(FAMILIES[family](), torch.float64, groups_attention=True, tolerance=1e-12 if family == "gpt2" else 1e-6)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("name", "value"), [("attention_blocks._QUERIES", 3), ("attention.MAX_KEYS", 0)])
+def test_groups_equal_plain_sequences_in_small_blocks_and_when_they_are_long(
+    monkeypatch: pytest.MonkeyPatch, family: str, name: str, value: int
+) -> None:
+    monkeypatch.setattr(f"dpo_cli.model.{name}", value)
+    compare(FAMILIES[family](), torch.float64, groups_attention=True, tolerance=1e-12 if family == "gpt2" else 1e-6)
+
+
 @pytest.mark.parametrize("family", MIXTURES)
 def test_groups_equal_plain_sequences_for_mixtures_of_experts(family: str) -> None:
     compare(MIXTURES[family](), torch.float32, groups_attention=True, tolerance=2e-4)
