@@ -36,6 +36,7 @@ from dpo_cli.reference.compute import ReferenceCounts, fill
 from dpo_cli.reference.fingerprint import reference_identity
 from dpo_cli.reference.store import ReferenceStore
 from dpo_cli.tracking.console import Console
+from dpo_cli.transfer import on_device
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def _live(policy: Policy) -> Callable[[FlatBatch], Tensor]:
     def lookup(batch: FlatBatch) -> Tensor:
         with torch.no_grad():
             logps: Tensor = policy(batch)
-        return logps[torch.from_numpy(batch.answer_tokens).to(device())]
+        return logps[on_device(batch.answer_tokens, device())]
 
     return lookup
 
