@@ -3,11 +3,15 @@
 Registered with transformers under one name, so that every model family that goes through
 ``AttentionInterface`` needs no patch. Nothing is registered with ``AttentionMaskInterface``: transformers then
 builds no mask, and what may see what comes from the ``Segments`` handed to the model's forward as ``segments``.
+
+On a GPU in half precision all of it is one call of a variable-length kernel (``attention_varlen``); elsewhere one call
+of SDPA for each stretch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from dpo_cli.data.collate import Layout
+from dpo_cli.model.attention_varlen import Scoring, Shape, Stretches, attend, find_kernel
 
 GROUP_ATTENTION = "dpo_groups"
 
@@ -40,7 +45,16 @@ class Segments:
         self.device = device
         self.calls = 0
         """Attention layers that have used it: the start-up check compares it with the model's depth."""
+        self.kernels: set[str] = set()
+        """What the layers went through."""
+        self.fallbacks: set[str] = set()
+        """Why layers on a GPU did not go through a variable-length kernel."""
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+
+    @cached_property
+    def stretches(self) -> Stretches:
+        """The same for variable-length kernels."""
+        return Stretches.of(self.layouts, self.device)
 
     def mask(self, queries: int, keys: int, window: int | None) -> Tensor:
         """``[queries, keys]`` bool, True where visible: the queries are the last of the keys' positions.
@@ -97,6 +111,14 @@ def group_attention(
             f"mask: {attention_mask is not None}, dropout: {dropout}, is_causal: {is_causal}, other keywords: {unknown}"
         )
     segments.calls += 1
+    scoring = Scoring(scaling, sliding_window, softcap)
+    shape = Shape.of(query, key, scoring, sinks=s_aux is not None)
+    kernel, why_not = find_kernel(shape)
+    segments.kernels.add("SDPA" if kernel is None else kernel.name)
+    if why_not:
+        segments.fallbacks.add(why_not)
+    if kernel is not None:
+        return attend(kernel, segments.stretches, query, key, value, scoring, shape.dtype), None
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:  # not SDPA's enable_gqa: its CPU backward is wrong in older torch, and no faster
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)

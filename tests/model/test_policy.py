@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 
 from dpo_cli.data.collate import collate, flat_length
 from dpo_cli.data.types import Group
+from dpo_cli.model import attention
 from dpo_cli.model.attention import GROUP_ATTENTION
+from dpo_cli.model.attention_varlen import Found, Kernel, Shape, plain
 from dpo_cli.model.policy import Policy
 
 
@@ -60,6 +62,20 @@ def compare(config, dtype: torch.dtype, groups_attention: bool, tolerance: float
 def test_groups_equal_plain_sequences_in_float64(family: str) -> None:
     # Norms that compute in float32 whatever the model's dtype bound the agreement; GPT-2 has none.
     compare(FAMILIES[family](), torch.float64, groups_attention=True, tolerance=1e-12 if family == "gpt2" else 1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "mistral-window", "gpt2"])
+def test_one_call_of_a_kernel_equals_plain_sequences(monkeypatch, family: str) -> None:
+    """As on a GPU, with the kernel written out in PyTorch."""
+    asked: list[Shape] = []
+
+    def found(shape: Shape) -> Found:
+        asked.append(shape)
+        return Found(Kernel("written out", plain, softcaps=True))
+
+    monkeypatch.setattr(attention, "find_kernel", found)
+    compare(FAMILIES[family](), torch.float64, groups_attention=True, tolerance=1e-12 if family == "gpt2" else 1e-6)
+    assert len(asked) == 2  # layers
 
 
 @pytest.mark.parametrize("family", MIXTURES)
