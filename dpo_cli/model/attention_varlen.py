@@ -14,7 +14,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,11 @@ class Stretches:
     again: tuple[tuple[Tensor, Tensor], ...]
     """For the second time that keys are used, the third and so on: their positions in the row, each once, and their
     places among the gathered keys."""
+
+    @cached_property
+    def longest(self) -> tuple[int, int]:
+        """Queries and keys of the stretches that have most of each."""
+        return max(queries for queries, _ in self.lengths), max(keys for _, keys in self.lengths)
 
     @classmethod
     def of(cls, layouts: Sequence[Layout], device: torch.device) -> Stretches:
@@ -175,7 +180,7 @@ def attend(
         ``[1, T, heads, d]``
     """
     query, key, value = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
-    if scoring.window is not None and scoring.window >= max(keys for _, keys in stretches.lengths):
+    if scoring.window is not None and scoring.window >= stretches.longest[1]:
         scoring = scoring._replace(window=None)
     if stretches.again:
         key, value = _Gather.apply(key, stretches), _Gather.apply(value, stretches)
@@ -239,8 +244,7 @@ def of_torch(function: Callable[..., Tensor]) -> Kernel | str:
             value,
             stretches.query_ends,
             stretches.key_ends,
-            max(queries for queries, _ in stretches.lengths),
-            max(keys for _, keys in stretches.lengths),
+            *stretches.longest,
             scale=scoring.scaling,
             window_size=(-1 if scoring.window is None else scoring.window - 1, 0),
             **({"enable_gqa": repeats > 1} if grouped else {}),
@@ -262,8 +266,7 @@ def of_flash_attn(function: Callable[..., Tensor]) -> Kernel | str:
             value,
             stretches.query_ends,
             stretches.key_ends,
-            max(queries for queries, _ in stretches.lengths),
-            max(keys for _, keys in stretches.lengths),
+            *stretches.longest,
             softmax_scale=scoring.scaling,
             causal=True,
             window_size=(-1, -1) if scoring.window is None else (scoring.window - 1, 0),
@@ -310,7 +313,8 @@ def trial_error(kernel: Kernel, shape: Shape) -> float:
             query, key, value = (leaf.transpose(0, 1)[None] for leaf in leaves)
             out = attend(Kernel("", call, softcaps=True), stretches, query, key, value, scoring, dtype)
             out[0].backward(weights.to(dtype))
-            results.append([out[0].detach(), *(leaf.grad for leaf in leaves)])
+            grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+            results.append([out[0].detach(), *grads])
     worst = 0.0
     for found, expected in zip(*results, strict=True):
         sizes_of = expected.flatten(1).norm(dim=1)
