@@ -54,10 +54,11 @@ def device() -> torch.device:
 
 def sums(values: Sequence[float]) -> list[float]:
     """Each value summed over the ranks, in float64."""
+    if world_size() == 1:
+        return [float(value) for value in values]
     total = torch.tensor(values, dtype=torch.float64, device=device())
-    if world_size() > 1:
-        dist.all_reduce(total)
-    return [float(value) for value in total]
+    dist.all_reduce(total)
+    return list(total.tolist())
 
 
 def summed(values: torch.Tensor) -> torch.Tensor:
@@ -69,10 +70,11 @@ def summed(values: torch.Tensor) -> torch.Tensor:
 
 def largest(values: Sequence[float]) -> list[float]:
     """Each value's maximum over the ranks."""
+    if world_size() == 1:
+        return [float(value) for value in values]
     top = torch.tensor(values, dtype=torch.float64, device=device())
-    if world_size() > 1:
-        dist.all_reduce(top, op=dist.ReduceOp.MAX)
-    return [float(value) for value in top]
+    dist.all_reduce(top, op=dist.ReduceOp.MAX)
+    return list(top.tolist())
 
 
 def from_first(value: Any) -> Any:

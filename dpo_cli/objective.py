@@ -17,7 +17,8 @@ from torch import Tensor
 from dpo_cli.data.collate import FlatBatch, collate
 from dpo_cli.data.types import Group
 from dpo_cli.distributed import device, summed
-from dpo_cli.losses import AnswerLogps, Loss, Preferences
+from dpo_cli.losses import AnswerLogps, Loss, Preferences, count_of
+from dpo_cli.transfer import on_device
 
 Policy = Callable[..., Any]
 """A ``Policy``, or an engine around one."""
@@ -122,18 +123,18 @@ def answer_logps(
     """
     predicted, concentration = output if isinstance(output, tuple) else (output, None)
     where = predicted.device
-    tokens = torch.from_numpy(batch.answer_tokens).to(where)
+    tokens = on_device(batch.answer_tokens, where)
     count = int(batch.answer[-1]) + 1
     prompt = prompt_lengths = None
     if prompts:
-        owner = torch.from_numpy(batch.prompt_answer).to(where)
-        of_prompts = predicted[torch.from_numpy(batch.prompt_tokens).to(where)]
+        owner = on_device(batch.prompt_answer, where)
+        of_prompts = predicted[on_device(batch.prompt_tokens, where)]
         prompt = of_prompts.new_zeros(count).index_add(0, owner, of_prompts)
-        prompt_lengths = torch.bincount(owner, minlength=count)
+        prompt_lengths = count_of(owner, count)
     return AnswerLogps(
         policy=predicted[tokens],
-        reference=None if reference is None else reference.to(where),
-        answer=torch.from_numpy(batch.answer).to(where),
+        reference=None if reference is None else on_device(reference, where),
+        answer=on_device(batch.answer, where),
         count=count,
         concentration=None if concentration is None else predicted.detach()[tokens] - concentration[tokens],
         prompt=prompt,

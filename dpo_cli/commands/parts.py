@@ -36,6 +36,7 @@ from dpo_cli.reference.compute import ReferenceCounts, fill
 from dpo_cli.reference.fingerprint import reference_identity
 from dpo_cli.reference.store import ReferenceStore
 from dpo_cli.tracking.console import Console
+from dpo_cli.transfer import on_device
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,14 @@ class Setup:
             window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
             agreement = compare(loaded.model, choose(self.rows.all, window), self.precision)
             if agreement.right:
-                attention = f"groups (tokens differ from plain sequences by at most {agreement.difference:.0e} nats)"
+                attention = (
+                    f"groups through {' and '.join(agreement.kernels)} (tokens differ from plain sequences by at most "
+                    f"{agreement.difference:.0e} nats)"
+                )
+                if agreement.fallbacks:
+                    reasons = "; ".join(agreement.fallbacks)
+                    attention += f"; one call for each answer: {reasons}"
+                    self.console.warn(f"{files}: attention is slow on this GPU, one call for each answer: {reasons}")
                 policy = Policy(loaded.model, precision=self.precision, groups=True, noise=noise)
                 return Scorer(policy, loaded, attention)
             found = "layers bypass it" if agreement.layers_missed else f"{agreement.difference:.2g} nats off"
@@ -260,7 +268,7 @@ def _live(policy: Policy) -> Callable[[FlatBatch], Tensor]:
     def lookup(batch: FlatBatch) -> Tensor:
         with torch.no_grad():
             logps: Tensor = policy(batch)
-        return logps[torch.from_numpy(batch.answer_tokens).to(device())]
+        return logps[on_device(batch.answer_tokens, device())]
 
     return lookup
 

@@ -260,13 +260,14 @@ class _Run:
         else:
             say(f"reference: {reference_place(config.reference, config.model)}, {_source(reference)}")
         self.record.update(
+            attention=scorer.attention,
             reference={
                 "identity": reference.identity,
                 "store": str(reference.store) if reference.store else None,
                 "tokens_computed": counts.tokens_computed,
                 "tokens_read": counts.tokens_read,
                 "seconds": round(counts.seconds, 3),
-            }
+            },
         )
 
     def _work(self, scorer: Scorer) -> Work:

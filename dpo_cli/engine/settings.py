@@ -54,6 +54,8 @@ def deepspeed_config(*, zero_stage: int, max_grad_norm: float | None, extra: Map
         "steps_per_print": 2**31,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        # It would make the host wait for the GPU in every forward pass, to time something nobody reads.
+        "timers": {"throughput": {"enabled": False}},
         **extra,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -17,16 +17,29 @@ class Sums:
             names: of the metrics, in the order in which they travel between ranks; the same on every rank.
         """
         self.names = tuple(names)
-        self.values = [0.0] * (2 * len(self.names))
+        self._values = [0.0] * (2 * len(self.names))
+        self._unread: list[Tensor] = []
+        """Sums of micro-batches, still on the device: reading each at once would make the host wait for it."""
+
+    @property
+    def values(self) -> list[float]:
         """A sum and a count per name."""
+        if self._unread:
+            for sums in torch.stack(self._unread).tolist():  # in order, so that nothing depends on when it is read
+                self._values[::2] = [old + new for old, new in zip(self._values[::2], sums, strict=True)]
+            self._unread.clear()
+        return self._values
+
+    @values.setter
+    def values(self, values: list[float]) -> None:
+        self._values, self._unread = list(values), []
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Take in a micro-batch's values ``[n]`` of each metric, n of its own."""
-        with torch.no_grad():  # one trip to the host for all of them
-            sums = torch.stack([metrics[name].double().sum() for name in self.names]).tolist()
-        for index, (name, total) in enumerate(zip(self.names, sums, strict=True)):
-            self.values[2 * index] += total
-            self.values[2 * index + 1] += metrics[name].numel()
+        with torch.no_grad():
+            self._unread.append(torch.stack([metrics[name].double().sum() for name in self.names]))
+        for index, name in enumerate(self.names):
+            self._values[2 * index + 1] += metrics[name].numel()
 
     def total(self, name: str) -> float:
         """The sum of one metric on this rank."""

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpo_cli.transfer import on_device
+
 
 @dataclass(frozen=True)
 class AnswerLogps:
@@ -41,7 +43,7 @@ class AnswerLogps:
     @cached_property
     def lengths(self) -> Tensor:
         """``[A]``: tokens per answer, end-of-turn included."""
-        return torch.bincount(self.answer, minlength=self.count)
+        return count_of(self.answer, self.count)
 
     @cached_property
     def starts(self) -> Tensor:
@@ -128,7 +130,15 @@ class Preferences:
         def tensor(array: NDArray | None) -> Tensor | None:
             if array is None:
                 return None
-            on_device = torch.from_numpy(array).to(device)
-            return on_device.to(dtype) if on_device.is_floating_point() else on_device
+            there = on_device(array, device)
+            return there.to(dtype) if there.is_floating_point() else there
 
         return cls(**{name: tensor(array) for name, array in arrays.items()})  # type: ignore[arg-type]
+
+
+def count_of(owner: Tensor, count: int) -> Tensor:
+    """How many entries of ``owner`` ``[M]`` are 0, 1, ... ``count`` - 1: int64.
+
+    ``torch.bincount`` does the same, but on a GPU it makes the host wait.
+    """
+    return owner.new_zeros(count).index_add(0, owner, torch.ones_like(owner))

@@ -3,11 +3,15 @@
 Registered with transformers under one name, so that every model family that goes through
 ``AttentionInterface`` needs no patch. Nothing is registered with ``AttentionMaskInterface``: transformers then
 builds no mask, and what may see what comes from the ``Segments`` handed to the model's forward as ``segments``.
+
+On a GPU in half precision all of it is one call of a variable-length kernel (``attention_varlen``); elsewhere one call
+of SDPA for each stretch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +20,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from dpo_cli.data.collate import Layout
-from dpo_cli.model.attention_blocks import MAX_KEYS, Block, attend, blocks_of, longest
+from dpo_cli.model import attention_blocks, attention_varlen
+from dpo_cli.model.attention_blocks import MAX_KEYS, Block, blocks_of, longest
+from dpo_cli.model.attention_varlen import Scoring, Shape, Stretches, find_kernel
 
 GROUP_ATTENTION = "dpo_groups"
 
@@ -41,20 +47,26 @@ class Segments:
         self.device = device
         self.calls = 0
         """Attention layers that have used it: the start-up check compares it with the model's depth."""
+        self.kernels: set[str] = set()
+        """What the layers went through."""
+        self.fallbacks: set[str] = set()
+        """Why layers on a GPU did not go through a variable-length kernel."""
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
-        self._blocks: list[Block] | None = None
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Keys that the last query of the longest sequence sees."""
         return longest(self.layouts)
 
-    @property
+    @cached_property
     def blocks(self) -> list[Block]:
         """All positions, as ``attention_blocks`` takes them."""
-        if self._blocks is None:
-            self._blocks = blocks_of(self.layouts)
-        return self._blocks
+        return blocks_of(self.layouts)
+
+    @cached_property
+    def stretches(self) -> Stretches:
+        """The same for variable-length kernels."""
+        return Stretches.of(self.layouts, self.device)
 
     def mask(self, queries: int, keys: int, window: int | None) -> Tensor:
         """``[queries, keys]`` bool, True where visible: the queries are the last of the keys' positions.
@@ -111,10 +123,20 @@ def group_attention(
             f"mask: {attention_mask is not None}, dropout: {dropout}, is_causal: {is_causal}, other keywords: {unknown}"
         )
     segments.calls += 1
-    unwindowed = sliding_window is None or sliding_window >= segments.longest
-    if query.device.type == "cpu" and segments.longest <= MAX_KEYS and unwindowed and softcap is None and s_aux is None:
+    scoring = Scoring(scaling, sliding_window, softcap)
+    shape = Shape.of(query, key, scoring, sinks=s_aux is not None)
+    kernel, why_not = find_kernel(shape)
+    if why_not:
+        segments.fallbacks.add(why_not)
+    if kernel is not None:
+        segments.kernels.add(kernel.name)
+        states = (query, key, value)
+        return attention_varlen.attend(kernel, segments.stretches, *states, scoring, shape.dtype), None
+    if _in_blocks(segments, shape):
+        segments.kernels.add("blocks")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend(query, key, value, segments.blocks, scale), None
+        return attention_blocks.attend(query, key, value, segments.blocks, scale), None
+    segments.kernels.add("SDPA")
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:  # not SDPA's enable_gqa: its CPU backward is wrong in older torch, and no faster
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
@@ -135,6 +157,13 @@ def group_attention(
                 _attend(segments, query[:, :, place], piece_key, piece_value, scaling, sliding_window, softcap, s_aux)
             )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _in_blocks(segments: Segments, shape: Shape) -> bool:
+    """Whether a layer is for ``attention_blocks``."""
+    windowed = shape.scoring.window is not None and shape.scoring.window < segments.longest
+    special = windowed or shape.scoring.softcap is not None or shape.sinks
+    return shape.device.type == "cpu" and segments.longest <= MAX_KEYS and not special
 
 
 def _attend(

@@ -11,6 +11,7 @@ from dpo_cli.data.collate import FlatBatch
 from dpo_cli.model.attention import Segments
 from dpo_cli.model.dropout import Noise
 from dpo_cli.model.logprobs import token_concentration, token_logps
+from dpo_cli.transfer import on_device
 
 
 class Policy(nn.Module):
@@ -43,7 +44,7 @@ class Policy(nn.Module):
             self.noise.look_at(batch, share=self.groups)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self._flat(batch, device) if self.groups else self._padded(batch, device)
-        rows, targets = _tensor(batch.token_rows, device), _tensor(batch.targets, device)
+        rows, targets = torch.from_numpy(batch.token_rows), torch.from_numpy(batch.targets)
         if concentration:
             concentrations = token_concentration(logits, rows)
             return token_logps(logits, rows, targets), concentrations
@@ -51,10 +52,10 @@ class Policy(nn.Module):
 
     def _flat(self, batch: FlatBatch, device: torch.device) -> Tensor:
         logits: Tensor = self.model(
-            input_ids=_tensor(batch.input_ids, device)[None],
-            position_ids=_tensor(batch.position_ids, device)[None],
+            input_ids=on_device(batch.input_ids, device)[None],
+            position_ids=on_device(batch.position_ids, device)[None],
             segments=Segments(batch.layouts, device),
-            logits_to_keep=_tensor(batch.rows, device),
+            logits_to_keep=on_device(batch.rows, device),
             use_cache=False,
         ).logits
         return logits.squeeze(0)  # not logits[0], whose gradient is a second tensor of the logits' size
@@ -76,13 +77,9 @@ class Policy(nn.Module):
         columns = batch.position_ids[batch.rows]
         kept, kept_index = np.unique(columns, return_inverse=True)
         logits: Tensor = self.model(
-            input_ids=_tensor(ids, device),
-            logits_to_keep=_tensor(kept, device),
+            input_ids=on_device(ids, device),
+            logits_to_keep=on_device(kept, device),
             use_cache=False,
         ).logits
         # Flat [sequence, kept position] rows; indexing copies, so that what token_logps overwrites is its own.
-        return logits[_tensor(sequence, device), _tensor(kept_index, device)]
-
-
-def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        return logits[on_device(sequence, device), on_device(kept_index, device)]

@@ -29,6 +29,10 @@ class Agreement:
     right: bool
     layers_missed: bool
     """Whether some attention layers never came to our function."""
+    kernels: tuple[str, ...]
+    """What the layers went through."""
+    fallbacks: tuple[str, ...]
+    """Why layers on a GPU did not go through a variable-length kernel."""
 
 
 def choose(groups: Sequence[Group], window: int | None) -> list[Group]:
@@ -52,8 +56,9 @@ def compare(model: PreTrainedModel, groups: Sequence[Group], precision: str) -> 
             logits_to_keep=torch.from_numpy(batch.rows[:1]).to(model.device),
             use_cache=False,
         )
+    went = (tuple(sorted(segments.kernels)), tuple(sorted(segments.fallbacks)))
     if segments.calls != model.config.get_text_config().num_hidden_layers:
-        return Agreement(float("nan"), right=False, layers_missed=True)
+        return Agreement(float("nan"), False, True, *went)
     in_groups = score(Policy(model, precision=precision, groups=True), groups, share=True)
     model.set_attn_implementation(own_attention(model))
     try:
@@ -65,4 +70,4 @@ def compare(model: PreTrainedModel, groups: Sequence[Group], precision: str) -> 
         for one, other in zip(in_groups, plain, strict=True)
         for left, right in zip(one, other, strict=True)
     )
-    return Agreement(difference, right=difference <= _TOLERANCE[precision], layers_missed=False)
+    return Agreement(difference, difference <= _TOLERANCE[precision], False, *went)

@@ -40,7 +40,6 @@ def train_step(
     micro_batches = step.ranks[rank()]
     contexts, state = objective.contexts(engine, micro_batches, step.groups, state)
     rows = rows_of(step.groups, objective.count)
-    finite = True
     for number, members in enumerate(micro_batches, 1):
         # A rank that has run out of groups runs some group with weight zero: all ranks must meet in every pass.
         taken = members or step.groups[:1]
@@ -51,8 +50,8 @@ def train_step(
         engine.backward(total * ((1.0 if members else 0.0) / step.comparisons), last=number == len(micro_batches))
         if members:
             sums.add(result.metrics)
-            finite &= math.isfinite(sums.total("loss"))
-    if largest([float(not finite)])[0]:
+    # The first look at any number: until here the host only queues work and never waits for the device.
+    if largest([float(not math.isfinite(sums.total("loss")))])[0]:
         raise NumericsError(_bad("the loss is not finite; this update was not made", step, objective.groups))
     norm = engine.step(lr)
     if not math.isfinite(norm):

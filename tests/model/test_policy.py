@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 
 from dpo_cli.data.collate import collate, flat_length
 from dpo_cli.data.types import Group
+from dpo_cli.model import attention
 from dpo_cli.model.attention import GROUP_ATTENTION
+from dpo_cli.model.attention_varlen import Found, Kernel, Shape, plain
 from dpo_cli.model.policy import Policy
 
 
@@ -69,6 +71,20 @@ def test_groups_equal_plain_sequences_in_small_blocks_and_when_they_are_long(
 ) -> None:
     monkeypatch.setattr(f"dpo_cli.model.{name}", value)
     compare(FAMILIES[family](), torch.float64, groups_attention=True, tolerance=1e-12 if family == "gpt2" else 1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "mistral-window", "gpt2"])
+def test_one_call_of_a_kernel_equals_plain_sequences(monkeypatch, family: str) -> None:
+    """As on a GPU, with the kernel written out in PyTorch."""
+    asked: list[Shape] = []
+
+    def found(shape: Shape) -> Found:
+        asked.append(shape)
+        return Found(Kernel("written out", plain, softcaps=True))
+
+    monkeypatch.setattr(attention, "find_kernel", found)
+    compare(FAMILIES[family](), torch.float64, groups_attention=True, tolerance=1e-12 if family == "gpt2" else 1e-6)
+    assert len(asked) == 2  # layers
 
 
 @pytest.mark.parametrize("family", MIXTURES)
