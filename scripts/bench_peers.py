@@ -293,16 +293,17 @@ def measure(name: str, prepared: Prepared, precision: str, options: argparse.Nam
     if options.as_shipped:
         trainings["trl, as shipped"] = partial(trl, {"per_device_train_batch_size": batch})
     torch.set_num_threads(options.threads)
-    peak = max(peak_flops(torch.device("cpu"), precision) or 0.0 for _ in range(3))
+    peaks = [peak_flops(torch.device("cpu"), precision)]
     runs: dict[str, list[Measured]] = {what: [] for what in trainings}
     for _ in range(options.repeats):
         for what, training in trainings.items():
             run = training(precision=precision, options=options)
             runs[what].append(run)
+            peaks.append(peak_flops(torch.device("cpu"), precision))  # something else may disturb any one of them
             seconds = ", ".join("in both" if one is None else f"{one:.1f} s" for one in run.passes)
             said = f"reference, training, both: {seconds}; {run.rss_gib:.1f} GiB"
             print(f"{name}, {precision}, {what}: {said}", file=sys.stderr, flush=True)
-    return summary(name, precision, prepared, peak, runs)
+    return summary(name, precision, prepared, max(peak or 0.0 for peak in peaks), runs)
 
 
 def summary(
