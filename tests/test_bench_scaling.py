@@ -1,0 +1,112 @@
+"""scripts/bench_scaling.py: its memory formula against what autograd keeps, and that it runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from dpo_cli.data.collate import collate
+from dpo_cli.model.attention import GROUP_ATTENTION
+from dpo_cli.model.policy import Policy
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_scaling.py"
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_scaling", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    patch = pytest.MonkeyPatch()
+    patch.setattr("dpo_cli.quiet.quieten", lambda: None)  # what the script does to its process is not for this one
+    patch.setattr("dpo_cli.allocator.keep_freed_memory", lambda: True)
+    spec.loader.exec_module(module)
+    patch.undo()
+    return module
+
+
+def kept_by_autograd(bench: ModuleType, shape: Any, precision: str) -> int:
+    """Bytes of all tensors that the forward pass leaves for the backward pass, each once, the weights aside."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM._from_config(shape.config(), attn_implementation=GROUP_ATTENTION, dtype=torch.float32)
+    policy = Policy(model, precision=precision, groups=True)
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, tuple[Any, int]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage, storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        held = policy(collate(shape.groups()))
+    total = sum(size for _, size in kept.values())
+    del held
+    return total
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("change", [{}, {"answers": 4}, {"width": 192}, {"answer": 96}])
+def test_activations_by_formula_are_what_a_layer_keeps(bench: ModuleType, precision: str, change: Any) -> None:
+    shape = bench.replace(bench.QUICK_BASE, **{"prompt": 24, "answer": 32, "width": 128, **change})
+    one, two = (kept_by_autograd(bench, bench.replace(shape, layers=layers), precision) for layers in (1, 2))
+    copies = 0 if precision == "fp32" else 2 * (4 * shape.width**2 + 3 * shape.width * shape.inner)
+    batch = collate(shape.groups())
+    # Besides: two numbers a token for the norms, one a head for attention's softmax, and masks.
+    formula = bench.activation_bytes(bench.replace(shape, layers=1), batch, precision) + copies
+    assert two - one == pytest.approx(formula, rel=0.04)
+
+
+def test_the_base_is_on_every_axis_and_the_model_axis_is_as_large_as_it_says(bench: ModuleType) -> None:
+    for axes, base in ((bench.AXES, bench.Shape()), (bench.QUICK, bench.QUICK_BASE)):
+        assert all(any(bench.replace(base, **change) == base for change in axis.measured) for axis in axes.values())
+    sizes = [bench.costs_of(bench.Shape(**change), "fp32").weights for change in bench.AXES["model"].measured]
+    assert sizes[0] == pytest.approx(5e6, rel=0.05)
+    assert sizes[-1] == pytest.approx(500e6, rel=0.05)
+
+
+@pytest.mark.slow
+def test_it_measures_predicts_and_draws(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--quick", "--axis", "pairs,model", "--out", str(tmp_path), "--plots", str(tmp_path / "img")]
+    ended = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads((tmp_path / "scaling.json").read_text())
+    assert set(report["axes"]) == {"pairs", "model"}
+    for axis in report["axes"].values():
+        assert [point["precision"] for point in axis["points"]] == ["fp32"] * 3 + ["bf16"] * 3
+        for number, point in enumerate(axis["points"]):
+            assert point["update_seconds_at_peak"] > point["reference_seconds_at_peak"] > 0
+            if number % 3 == 2:  # beyond what is measured
+                assert "update_seconds" not in point
+                assert point["update_seconds_expected"] > point["update_seconds_at_peak"]
+                continue
+            assert point["loss"] == pytest.approx(math.log(2), abs=1e-6)  # the policy is its own reference
+            assert point["update_seconds"] > point["reference_seconds"] > point["reference_seconds_at_peak"]
+            assert point["peak_memory"] > point["memory_before"] > 0
+    assert {path.name for path in (tmp_path / "img").iterdir()} == {"scaling-pairs.svg", "scaling-model.svg"}
+    assert ended.stdout == (tmp_path / "scaling.md").read_text()
+    argv = ["bench_scaling.py", "--read", str(tmp_path / "scaling.json"), "--out", str(tmp_path / "again")]
+    monkeypatch.setattr(sys, "argv", argv)
+    bench.main()
+    assert (tmp_path / "again" / "scaling.md").read_text() == ended.stdout
+
+
+def test_a_wrong_axis_is_named(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_scaling.py", "--axis", "prompt,lengths"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "'lengths': expected some of pairs, prompt, answer, answers, vocabulary, model" in capsys.readouterr().err
