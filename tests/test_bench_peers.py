@@ -135,7 +135,7 @@ def test_options_that_are_refused(
 
 @pytest.mark.slow
 def test_from_rows_to_the_table(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A tiny model on ranked rows, through ``dpo`` both ways and trl both ways, in the environment that runs this."""
+    """A tiny model on ranked rows, through ``dpo`` both ways and trl, in the environment that runs this."""
     model = make_model(tmp_path / "model")
     data = tmp_path / "data"
     data.mkdir()
@@ -149,13 +149,13 @@ def test_from_rows_to_the_table(bench: ModuleType, tmp_path: Path, capsys: pytes
     before = sorted(data.iterdir())
     options = ["--work", "ranked", "--precision", "fp32", "--pairs", "20", "--batch", "10", "--threads", "1"]
     where = ["--model", model, "--data", data, "--environment", sys.prefix, "--out", tmp_path / "out.json"]
-    bench.main([*options, "--as-shipped", *map(str, where)])
+    bench.main([*options, *map(str, where)])
     (block,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["results"]
     assert [row["what"] for row in block["rows"]] == [
-        *("dpo, answers grouped", "dpo, separate pairs", "trl, best settings", "trl, as shipped")
+        *("dpo, answers grouped", "dpo, separate pairs", "trl, best settings")
     ]
     losses = [row["repeats"][0]["losses"] for row in block["rows"]]
-    assert [len(each) for each in losses] == [2] * 4
+    assert [len(each) for each in losses] == [2] * 3
     assert abs(losses[0][1] - losses[0][0]) > 10 * max(row["loss_difference"] for row in block["rows"])
     assert block["flop_ratio"]["training"] > 1.5
     assert all(0 < row["mfu_both"] < 1 for row in block["rows"])
