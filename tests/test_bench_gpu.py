@@ -48,10 +48,10 @@ def noisy_in_bfloat16(query: Tensor, key: Tensor, value: Tensor, stretches: Stre
 @pytest.mark.parametrize(
     ("kernel", "complaint"),
     [
-        (right, None),
+        pytest.param(right, None, marks=pytest.mark.slow),
         (window_forgotten, "fp32 through a kernel: largest error"),
         (half_a_gradient, "fp32 through a kernel: gradients"),
-        (noisy_in_bfloat16, "bf16 through a kernel: usual error"),
+        pytest.param(noisy_in_bfloat16, "bf16 through a kernel: usual error", marks=pytest.mark.slow),
     ],
 )
 def test_the_check_finds_a_wrong_kernel(monkeypatch, kernel: Any, complaint: str | None) -> None:
