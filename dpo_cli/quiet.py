@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import warnings
@@ -23,4 +24,5 @@ def quieten() -> None:
 
 
 def _may_have_gpu() -> bool:
-    return any(os.path.exists(path) for path in ("/dev/nvidia0", "/dev/kfd", "/dev/dri"))
+    # A container may be given one GPU of many, with the number that it has outside: nvidia3 and no nvidia0.
+    return any(glob.glob(pattern) for pattern in ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dri", "/dev/dxg"))

@@ -14,6 +14,6 @@ def on_device(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
     until all that was queued before it is done, and the device would then wait for the host.
     """
     tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if device.type == "cuda" and tensor.device.type == "cpu" and tensor.numel():
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

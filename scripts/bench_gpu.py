@@ -40,7 +40,7 @@ def main() -> None:
         child(options)
         return
     started = time.monotonic()
-    report: dict[str, Any] = {"options": vars(options) | {"out": str(options.out)}, "models": []}
+    report: dict[str, Any] = {"arguments": sys.argv[1:], "models": []}
     report["check"] = found = run_child(options, CHECK, started)
     if "device" not in found:
         sys.exit(f"nothing was measured: {found['why_not']}\n{found.get('traceback', '')}")
@@ -65,6 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=_MINUTES, help="for everything")
     parser.add_argument("--out", type=Path, help="a JSON file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--left", type=float, default=_MINUTES * 60, help=argparse.SUPPRESS)  # seconds, for a child
     return parser.parse_args()
 
 
@@ -81,6 +82,7 @@ def _numbers(text: str) -> list[int]:
 
 def child(options: argparse.Namespace) -> None:
     """One check or one model with one optimizer, in this process; a JSON file of what came of it."""
+    options.deadline = time.monotonic() + options.left
     from dpo_cli.quiet import quieten
 
     quieten()
@@ -92,8 +94,10 @@ def child(options: argparse.Namespace) -> None:
         result = work(options)
     except Exception as error:  # it is the result: the other rows still come
         kind, lines = type(error).__name__, str(error).strip().splitlines() or [""]
-        result = {"why_not": lines[0] if kind in ("DpoError", "CheckFailed") else f"{kind}: {lines[0]}"}
-        result["traceback"] = traceback.format_exc()
+        foreseen = kind in ("DpoError", "CheckFailed")
+        result = {"why_not": lines[0]} if foreseen else {"why_not": f"{kind}: {lines[0]}"}
+        if not foreseen:
+            result["traceback"] = traceback.format_exc()
     options.out.write_text(json.dumps(result), encoding="utf-8")
 
 
@@ -105,7 +109,7 @@ def run_child(options: argparse.Namespace, which: str, started: float) -> dict[s
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch, "result.json")
         passed = ["--device", options.device, "--precision", options.precision, "--batch-size", options.batch_size]
-        passed += ["--seconds", options.seconds, "--out", out, "--child", which]
+        passed += ["--seconds", options.seconds, "--out", out, "--child", which, "--left", left]
         for name in ("budgets", "reference_budgets"):
             if numbers := getattr(options, name):
                 passed += [f"--{name.replace('_', '-')}", ",".join(map(str, numbers))]
@@ -169,7 +173,9 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def _outcome(tried: Mapping[str, Any]) -> str:
-    return f"{tried['pairs_per_second']:.2f}" if "pairs_per_second" in tried else tried["why_not"]
+    if "why_not" in tried:
+        return str(tried["why_not"])
+    return f"{tried['pairs_per_second']:.2f}" + (" (the first update alone)" if tried["warm_up"] else "")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ FAMILIES: dict[str, PretrainedConfig] = {
 _GROUPS = [(121, (288, 250), 3), (5, (1, 40), 0), (300, (130, 7, 64, 1), 0), (1, (3,), 0), (64, (65, 129), 0)]
 _EXACT = 1e-3
 """fp32: of a log-prob in nats, and of a parameter's gradient as a share of its norm."""
-_ROUNDED = 2.0
+_ROUNDED, _SLACK = 2.0, 2e-3
 """bf16: how much worse than plain bf16 forward passes, one sequence at a time, groups may be."""
 
 
@@ -94,7 +94,8 @@ def check_family(family: str, where: torch.device) -> str:
     rounding = errors(plain(model, groups, "bf16"), exact)
     ours, kernel = in_groups(model, groups, "bf16")
     apart = errors(ours, exact)
-    _demand(family, "bf16", kernel, apart, {name: _ROUNDED * rounding[name] for name in ("usual", "gradient")})
+    allowed = {name: _ROUNDED * rounding[name] + _SLACK for name in ("usual", "gradient")}
+    _demand(family, "bf16", kernel, apart, allowed)
     return text + (
         f", bf16 through {kernel} {apart['usual']:.1e} nats (one by one {rounding['usual']:.1e}), gradients "
         f"{apart['gradient']:.1e} ({rounding['gradient']:.1e})"

@@ -46,6 +46,8 @@ _SPARE = 3e9
 """Bytes beside weights and moments without which it is no use to begin."""
 _FEWEST, _MOST = 2, 40
 """Updates to measure."""
+_RESERVE = 15.0
+"""Seconds before the end at which no update begins."""
 _LORA = NewAdapter(kind="lora", r=16, alpha=32, dropout=0.05, target_modules="all-linear")
 _ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 _HYPER: dict[str, dict[str, Any]] = {"rmsprop": {"alpha": 0.99, "eps": 1e-8}}
@@ -214,14 +216,22 @@ def train(
     sheet = peak_flops(distributed.device(), options.precision)
     tried: list[dict[str, Any]] = []
     first_loss: float | None = None
+    seconds = 0.0
     for budget in budgets:
+        if options.deadline - time.monotonic() < _FEWEST * seconds + _RESERVE:
+            tried.append({"token_budget": budget, "why_not": "no time was left"})
+            break
         fresh_memory()
         try:
             warm, seconds = updates(engine, objective, work, hooks, options.batch_size, budget, 1)
             if first_loss is None:
                 first_loss = warm["loss"]
-            count = min(max(round(options.seconds / seconds), _FEWEST), _MOST)
-            metrics, seconds = updates(engine, objective, work, hooks, options.batch_size, budget, count)
+            there_is_time = (options.deadline - time.monotonic() - _RESERVE) / seconds
+            count = int(min(max(round(options.seconds / seconds), _FEWEST), _MOST, there_is_time))
+            if count:
+                metrics, seconds = updates(engine, objective, work, hooks, options.batch_size, budget, count)
+            else:  # better the one that warmed up than none
+                metrics, count = warm, 1
         except torch.OutOfMemoryError:
             tried.append({"token_budget": budget, "why_not": "out of memory"})
             break  # a larger one would not fit either, and this engine is in the middle of an update
@@ -229,7 +239,8 @@ def train(
             {
                 "token_budget": budget,
                 "updates": count,
-                "seconds_per_update": seconds / count,
+                "warm_up": metrics is warm,
+                "seconds_per_update": (seconds := seconds / count),
                 **{name: metrics[name] for name in ("pairs_per_second", "tokens_per_second", "loss", "grad_norm")},
                 "mfu_measured": metrics["mfu"],
                 "mfu": None if sheet is None else metrics["mfu"] * peak / sheet,

@@ -48,10 +48,10 @@ def noisy_in_bfloat16(query: Tensor, key: Tensor, value: Tensor, stretches: Stre
 @pytest.mark.parametrize(
     ("kernel", "complaint"),
     [
-        (right, None),
+        pytest.param(right, None, marks=pytest.mark.slow),
         (window_forgotten, "fp32 through a kernel: largest error"),
         (half_a_gradient, "fp32 through a kernel: gradients"),
-        (noisy_in_bfloat16, "bf16 through a kernel: usual error"),
+        pytest.param(noisy_in_bfloat16, "bf16 through a kernel: usual error", marks=pytest.mark.slow),
     ],
 )
 def test_the_check_finds_a_wrong_kernel(monkeypatch, kernel: Any, complaint: str | None) -> None:
@@ -80,7 +80,13 @@ def test_what_can_not_fit_is_said_before_it_is_tried() -> None:
 
 def test_the_next_setup_is_tried_and_every_reason_is_in_the_table(monkeypatch) -> None:
     options = argparse.Namespace(minutes=1.0)
-    best = {"token_budget": 2048, "seconds_per_update": 2.0, "pairs_per_second": 32.0, "peak_gib": 70.0}
+    best = {
+        "token_budget": 2048,
+        "seconds_per_update": 2.0,
+        "pairs_per_second": 32.0,
+        "peak_gib": 70.0,
+        "warm_up": True,
+    }
     best |= {"mfu": None, "mfu_measured": 0.5}
     row = {
         "setup": "AdamW in CPU memory, ZeRO 2",
@@ -104,13 +110,13 @@ def test_the_next_setup_is_tried_and_every_reason_is_in_the_table(monkeypatch) -
     assert lines[6:] == [
         "8b, adamw_8bit, not measured: needs 93 GiB of GPU memory, there are 78",
         "8b: attention through SDPA; first loss 0.6931",
-        "8b: pairs/s by token budget: 2048: 32.00, 4096: out of memory",
+        "8b: pairs/s by token budget: 2048: 32.00 (the first update alone), 4096: out of memory",
         "1b, AdamW, float32 moments, not measured: no time was left",
     ]
 
 
 def test_a_child_that_fails_says_why(monkeypatch, tmp_path: Path) -> None:
-    options = argparse.Namespace(child="tiny:0", out=tmp_path / "out.json")
+    options = argparse.Namespace(child="tiny:0", left=60.0, out=tmp_path / "out.json")
 
     def fails(_: argparse.Namespace) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")

@@ -113,7 +113,11 @@ def _size(parameter: nn.Parameter) -> int:
 
 # Dense peak in FLOP/s without sparsity, from the makers' data sheets: (bfloat16, float32 on the tensor cores' TF32
 # or the plain units, whichever PyTorch uses by default: the plain ones).
+# The first name that is in the device's own counts.
 _GPU_PEAKS = {
+    "H200 NVL": (835e12, 60e12),
+    "H100 NVL": (835e12, 60e12),
+    "H100 PCIe": (756e12, 51e12),
     "H200": (989e12, 67e12),
     "H100": (989e12, 67e12),
     "A100": (312e12, 19.5e12),

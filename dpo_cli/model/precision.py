@@ -27,7 +27,7 @@ def choose_precision(wanted: str, device: torch.device, memory: Path) -> str:
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     file = memory / "precision.json"
     machine = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     try:

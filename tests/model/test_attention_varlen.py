@@ -201,7 +201,8 @@ def heads_in_another_order(query, key, value, stretches, scoring):
 
 
 def window_off_by_one(by: int, query, key, value, stretches, scoring):
-    return plain(query, key, value, stretches, scoring._replace(window=scoring.window + by))
+    window = None if scoring.window is None else scoring.window + by
+    return plain(query, key, value, stretches, scoring._replace(window=window))
 
 
 def without_scaling(query, key, value, stretches, scoring):
@@ -247,6 +248,14 @@ def test_a_wrong_kernel_is_found_out(call: Any) -> None:
     kernel = Kernel("a kernel", call, softcaps=True)
     assert trial_error(kernel, shape(scoring=WINDOW)) > 2 * TRIAL_TOLERANCE
     assert try_out(kernel, shape(scoring=WINDOW)).startswith("a kernel is wrong here")
+
+
+def test_a_window_is_tried_with_rows_that_are_shorter_too() -> None:
+    def wrong_without(query: Tensor, key: Tensor, value: Tensor, stretches: Stretches, scoring: Scoring) -> Tensor:
+        return plain(query, key, value, stretches, scoring) * (0.5 if scoring.window is None else 1.0)
+
+    assert try_out(KERNEL, shape(scoring=WINDOW)) == ""
+    assert "wrong here" in try_out(Kernel("a kernel", wrong_without, softcaps=True), shape(scoring=WINDOW))
 
 
 def test_without_a_gpu_no_kernel_is_called_for() -> None:

@@ -6,16 +6,20 @@ Tensors on the meta device have no numbers to give, so that every such question 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from helpers.families import FAMILIES, awkward_groups, build, masked_groups
 from helpers.loss_cases import loss
+from torch.nn.attention.varlen import varlen_attn
 
 from dpo_cli import objective as objective_module
 from dpo_cli.data.types import Group
 from dpo_cli.losses import Sums
+from dpo_cli.model import attention
 from dpo_cli.model.attention import GROUP_ATTENTION
+from dpo_cli.model.attention_varlen import Found, of_torch
 from dpo_cli.model.policy import Policy
 from dpo_cli.objective import Objective
 
@@ -38,12 +42,16 @@ def micro_batch(policy: Policy, groups: list[Group], name: str, **hyper) -> Sums
 @pytest.fixture
 def on_meta(monkeypatch) -> None:
     monkeypatch.setattr(objective_module, "device", lambda: META)
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know the meta device
+    # Autocast does not know the meta device.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)
 
 
+@pytest.mark.parametrize("kernel", [None, of_torch(varlen_attn)])
 @pytest.mark.parametrize(("name", "hyper"), [("dpo", {"wpo": True}), ("orpo", {"nll": "full"}), ("exo", {})])
-def test_a_micro_batch_asks_the_device_for_nothing(on_meta, name: str, hyper) -> None:
+def test_a_micro_batch_asks_the_device_for_nothing(monkeypatch, on_meta, name: str, hyper, kernel: Any) -> None:
     """In groups; without them, transformers looks at the positions once in a pass."""
+    monkeypatch.setattr(attention, "find_kernel", lambda _: Found(kernel))
     model = build(FAMILIES["mistral-window"](), GROUP_ATTENTION, torch.float32).to(META)
     policy = Policy(model, precision="fp32", groups=True)
     sums = micro_batch(policy, [*awkward_groups(), *masked_groups()], name, **hyper)
