@@ -16,11 +16,15 @@ import torch
 from helpers import loss_cases, runs, tokenizers
 from helpers.families import build
 from helpers.work import Meter, Work, held_by, metered
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from dpo_cli import cli, distributed
+from dpo_cli import distributed
+from dpo_cli.commands import hooks, parts, train
+from dpo_cli.compose import config_folder
+from dpo_cli.config import TrainConfig, read_config
 from dpo_cli.data.collate import collate, flat_length
 from dpo_cli.data.kinds import mismatch
 from dpo_cli.data.plan import Plan
@@ -33,6 +37,7 @@ from dpo_cli.model.logprobs import _ROWS
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.score import score
 from dpo_cli.objective import Objective
+from dpo_cli.training import loop
 from dpo_cli.training.step import train_step
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts what is held in a CPU's memory")
@@ -258,6 +263,13 @@ def test_scoring_holds_the_logits_once_and_no_activations() -> None:
 EPOCHS = 2
 
 
+def config_of(overrides: list[str]) -> TrainConfig:
+    with initialize_config_dir(str(config_folder()), version_base=None):
+        tree = OmegaConf.to_container(compose("train", overrides), resolve=True)
+    assert isinstance(tree, dict)
+    return read_config({str(key): value for key, value in tree.items() if key != "hydra"}, TrainConfig)
+
+
 class Runs:
     """``dpo train`` in this process, and what each part of it did."""
 
@@ -281,14 +293,10 @@ class Runs:
         ]
         with metered(LAYERS) as meter, self._patch.context() as patch:
             self._watch(meter, patch)
-            GlobalHydra.instance().clear()
-            assert cli.main(["train", *words, *overrides]) == 0
+            train.run(config_of([*words, *overrides]))
         return meter.found
 
     def _watch(self, meter: Meter, patch: pytest.MonkeyPatch) -> None:
-        from dpo_cli.commands import hooks, parts, train
-        from dpo_cli.training import loop
-
         def making_plan(run: Any, *args: Any) -> Any:
             self.groups = [*run.rows.data.train, *run.rows.data.held_out]
             return plan(run, *args)
@@ -322,9 +330,9 @@ def _same_start(one: Group) -> int:
 
 
 def test_a_whole_run_does_what_it_must_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = Runs(tmp_path, monkeypatch)
-    found = train("first")
-    groups = train.groups
+    run = Runs(tmp_path, monkeypatch)
+    found = run("first")
+    groups = run.groups
     training, held_out = groups[:8], groups[8:]
     shortest = sorted(groups, key=lambda one: len(one.prompt_ids) + max(map(len, one.answers)))[:2]
     in_rows = sum(len(one.answers) for one in shortest)
@@ -350,10 +358,10 @@ def test_a_whole_run_does_what_it_must_and_nothing_else(tmp_path: Path, monkeypa
     }
     assert found == expected
     # Another loss, seed and batch size: no row goes through the reference again.
-    again = train("again", "loss=ipo", "seed=1", "train.batch_size=8")
+    again = run("again", "loss=ipo", "seed=1", "train.batch_size=8")
     expected["update"] = work_on(training, passes=EPOCHS, times=EPOCHS, backwards=EPOCHS)
     assert again == {phase: work for phase, work in expected.items() if phase != "reference"}
     # Without a reference there is nothing to compute, nor to be equal to at the start.
-    without = train("without", "loss=simpo", f"reference.cache_dir={tmp_path / 'another'}")
+    without = run("without", "loss=simpo", f"reference.cache_dir={tmp_path / 'another'}")
     without.pop("groups are right")
     assert without.keys() == {"held out", "update", "weights are finite"}

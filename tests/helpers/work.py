@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,8 +89,12 @@ def metered(layers: int) -> Iterator[Meter]:
 def held_by(function: Callable[[], object]) -> tuple[int, int]:
     """Bytes that the CPU's allocator gave out in a call, kernels' own scratch memory included: at most at one time, and
     left at its end; both beyond what was held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = function()
+    gc.disable()  # what other tests left behind must not be freed meanwhile, and counted
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            result = function()
+    finally:
+        gc.enable()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     del result
     held = peak = 0
