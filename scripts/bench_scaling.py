@@ -52,6 +52,7 @@ from dpo_cli.engine.engine import Engine
 from dpo_cli.losses import Sums, make_loss
 from dpo_cli.model import logprobs
 from dpo_cli.model.attention import GROUP_ATTENTION
+from dpo_cli.model.attention_blocks import MAX_KEYS, blocks_of, longest
 from dpo_cli.model.flops import FlopsModel, count_weights, peak_flops
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.score import score_all
@@ -189,8 +190,9 @@ bytes = before + 16 weights + 2 x 256 x vocabulary x 4 [+ 2 x weights of matrice
         + those of the largest micro-batch: layers x (tokens x A + prompts x B) + rows x vocabulary x C
 before: of the process before there is a model
 16 = 4 each for a weight, its gradient and AdamW's two moments
-A = 44 width + 16 inner in fp32; 36 width + 8 inner in bf16: what a layer keeps of a token for the backward pass
-B = (answers - 1) x (prompt + answer) x (8 width in fp32, 4 width in bf16): keys and values beside each further answer
+A = 40 width + 16 inner in fp32; 34 width + 8 inner in bf16: what a layer keeps of a token for the backward pass
+B = heads x the keys that each query has in its block x (4 in fp32, 2 in bf16): attention's probabilities; nothing for
+    sequences of more than 1,024 tokens, but (answers - 1) x (prompt + answer) x (8 width in fp32, 4 width in bf16)
 C = 4 in fp32, 2 in bf16: the logits, where an answer's token is predicted; their gradient takes their place, and is
     made in pieces of 256 rows, two at a time
 The formula is of what is held. With several micro-batches the C library's allocator holds half as much again, in pieces
@@ -201,13 +203,31 @@ def activation_bytes(shape: Shape, batch: FlatBatch, precision: str) -> float:
     """What all layers keep of a micro-batch for the backward pass.
 
     Counted off the tensors that autograd saves (tests/test_bench_scaling.py counts them again). In fp32 of each token
-    11 x width: what goes into the two norms, comes out of them, and in between, 3 each; queries, keys, values, what
-    attention makes of them, and that in another order; and 4 x inner: gate, its silu, up, and their product. In bf16
-    what norms see stays float32, and every matrix product has a copy of its own of what goes into it.
+    10 x width: what goes into the two norms, comes out of them, and in between, 3 each; queries, keys, values and what
+    attention makes of them; and 4 x inner: gate, its silu, up, and their product. In bf16 what norms see stays float32,
+    and every matrix product has a copy of its own of what goes into it.
+
+    Attention in blocks (dpo_cli/model/attention_blocks.py) keeps its probabilities. PyTorch's, which long sequences go
+    through, has its output in another order, and keys and values of prompt and answer side by side.
     """
-    token = 44 * shape.width + 16 * shape.inner if precision == "fp32" else 36 * shape.width + 8 * shape.inner
-    beside = sum(layout.trunk + branch for layout in batch.layouts for branch in layout.branches[1:])
-    return shape.layers * (token * len(batch.input_ids) + (8 if precision == "fp32" else 4) * shape.width * beside)
+    size = 4 if precision == "fp32" else 2
+    token = 40 * shape.width + 16 * shape.inner if precision == "fp32" else 34 * shape.width + 8 * shape.inner
+    if longest(batch.layouts) <= MAX_KEYS:
+        seen = sum(_length(b.queries) * (_length(b.own) + _length(b.trunk)) for b in blocks_of(batch.layouts))
+        attention = size * (shape.width // HEAD) * seen
+    else:
+        token += size * shape.width
+        attention = (
+            2
+            * size
+            * shape.width
+            * sum(layout.trunk + branch for layout in batch.layouts for branch in layout.branches[1:])
+        )
+    return shape.layers * (token * len(batch.input_ids) + attention)
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
 
 
 def costs_of(shape: Shape, precision: str) -> Costs:

@@ -60,7 +60,7 @@ def kept_by_autograd(bench: ModuleType, shape: Any, precision: str) -> int:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("change", [{}, {"answers": 4}, {"width": 192}, {"answer": 96}])
+@pytest.mark.parametrize("change", [{}, {"answers": 4}, {"width": 192}, {"answer": 96}, {"prompt": 1100}])
 def test_activations_by_formula_are_what_a_layer_keeps(bench: ModuleType, precision: str, change: Any) -> None:
     shape = bench.replace(bench.QUICK_BASE, **{"prompt": 24, "answer": 32, "width": 128, **change})
     one, two = (kept_by_autograd(bench, bench.replace(shape, layers=layers), precision) for layers in (1, 2))
