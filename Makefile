@@ -24,8 +24,9 @@ install-dev: $(VENV)/.installed-dev ## install into .venv what developing and te
 test: install-dev ## install and run the tests (under 5 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
+# Neighbouring tests stay on one worker, which makes what they share once.
 test-slow: install-dev ## the tests that take minutes
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m slow
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
 
 check: install-dev ## formatting, linter, types, import rules
 	$(BIN)/ruff format --check .

@@ -43,8 +43,7 @@ from dpo_cli.data.kinds import mismatch
 from dpo_cli.data.types import Group
 from dpo_cli.quickstart.task import WORDS
 
-# Both sides' trainings are made once for all of them, so they belong to one worker.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("trl")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NO_REWARDS = ("loss", *LOGPS, "grad_norm")
 NO_LOGPS = ("loss", *REWARDS, "grad_norm")
