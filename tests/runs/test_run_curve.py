@@ -135,7 +135,7 @@ def test_plain_attention_gives_the_same_run(place: Place, whole: Path, tmp_path:
     plain = place.run(tmp_path / "plain", {"model.attention": "plain", "reference.cache_dir": tmp_path / "cache"})
     assert record(whole)["reference"]["identity"]["attention"] == "groups"
     assert record(plain)["reference"]["identity"]["attention"] == "plain"
-    assert record(whole)["attention"].startswith("groups through SDPA (")
+    assert record(whole)["attention"].startswith("groups through blocks (")
     assert record(plain)["attention"].startswith("plain, one sequence per answer")
     assert record(plain)["reference"]["tokens_computed"] > 0
     assert_same_curve(plain, whole, 1e-5)
