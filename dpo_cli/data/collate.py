@@ -12,7 +12,7 @@ token of an answer predicts nothing, so it is a target but never an input. Token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +33,18 @@ class Layout:
     @property
     def end(self) -> int:
         return self.start + self.trunk + sum(self.branches)
+
+    def stretches(self) -> Iterator[tuple[slice, slice]]:
+        """Positions that attend to each other causally, end to end, each with those before them: a trunk, or none.
+
+        The trunk and the first branch are one plain causal sequence; every further branch goes on from the trunk.
+        """
+        trunk = slice(self.start, self.start + self.trunk)
+        end = trunk.stop + self.branches[0]
+        yield slice(self.start, end), slice(self.start, self.start)
+        for branch in filter(None, self.branches[1:]):
+            yield slice(end, end + branch), trunk
+            end += branch
 
 
 @dataclass(frozen=True)

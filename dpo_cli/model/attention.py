@@ -68,6 +68,10 @@ class Segments:
         """The same for variable-length kernels."""
         return Stretches.of(self.layouts, self.device)
 
+    def square(self, count: int) -> Tensor:
+        """``[count, count]`` bool: what neighbouring positions see of each other, without a window."""
+        return self.mask(count, count, None)
+
     def mask(self, queries: int, keys: int, window: int | None) -> Tensor:
         """``[queries, keys]`` bool, True where visible: the queries are the last of the keys' positions.
 
@@ -135,26 +139,20 @@ def group_attention(
     if _in_blocks(segments, shape):
         segments.kernels.add("blocks")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attention_blocks.attend(query, key, value, segments.blocks, scale), None
+        return attention_blocks.attend(query, key, value, segments.blocks, scale, segments.square), None
     segments.kernels.add("SDPA")
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:  # not SDPA's enable_gqa: its CPU backward is wrong in older torch, and no faster
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     outputs: list[Tensor] = []
     for layout in segments.layouts:
-        trunk = slice(layout.start, layout.start + layout.trunk)
-        # The trunk and the first branch are one plain causal sequence.
-        start, end = layout.start, layout.start + layout.trunk + layout.branches[0]
-        pieces = [(slice(start, end), key[:, :, start:end], value[:, :, start:end])]
-        for branch in layout.branches[1:]:
-            start, end = end, end + branch
-            if branch:
-                branch_key = torch.cat((key[:, :, trunk], key[:, :, start:end]), dim=2)
-                branch_value = torch.cat((value[:, :, trunk], value[:, :, start:end]), dim=2)
-                pieces.append((slice(start, end), branch_key, branch_value))
-        for place, piece_key, piece_value in pieces:
+        for own, trunk in layout.stretches():
+            seen_key, seen_value = key[:, :, own], value[:, :, own]
+            if trunk.start < trunk.stop:
+                seen_key = torch.cat((key[:, :, trunk], seen_key), dim=2)
+                seen_value = torch.cat((value[:, :, trunk], seen_value), dim=2)
             outputs.append(
-                _attend(segments, query[:, :, place], piece_key, piece_value, scaling, sliding_window, softcap, s_aux)
+                _attend(segments, query[:, :, own], seen_key, seen_value, scaling, sliding_window, softcap, s_aux)
             )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 

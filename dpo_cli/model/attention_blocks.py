@@ -10,7 +10,7 @@ better (``MAX_KEYS``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -42,20 +42,12 @@ def blocks_of(layouts: Sequence[Layout]) -> list[Block]:
     """Every position of the layouts, in order."""
     found: list[Block] = []
     for layout in layouts:
-        # The trunk and the first branch are one plain causal sequence.
-        end = layout.start + layout.trunk + layout.branches[0]
-        found += _cut(layout.start, end, slice(layout.start, layout.start))
-        for branch in layout.branches[1:]:
-            found += _cut(end, end + branch, slice(layout.start, layout.start + layout.trunk))
-            end += branch
+        for own, trunk in layout.stretches():  # in blocks of about one size
+            length = own.stop - own.start
+            count = -(-length // _QUERIES)
+            cuts = [own.start + length * number // count for number in range(count + 1)]
+            found += [Block(slice(a, b), trunk, slice(own.start, b)) for a, b in pairwise(cuts)]
     return found
-
-
-def _cut(start: int, end: int, trunk: slice) -> list[Block]:
-    """One sequence in blocks of about one size."""
-    count = -(-(end - start) // _QUERIES)
-    cuts = [start + (end - start) * i // count for i in range(count + 1)] if count else []
-    return [Block(slice(a, b), trunk, slice(start, b)) for a, b in pairwise(cuts)]
 
 
 def longest(layouts: Sequence[Layout]) -> int:
@@ -63,7 +55,11 @@ def longest(layouts: Sequence[Layout]) -> int:
     return max(layout.trunk + max(layout.branches) for layout in layouts)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
+Mask = Callable[[int], Tensor]
+"""``[n, n]`` bool for n neighbouring positions, True where a query sees a key."""
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float, mask: Mask) -> Tensor:
     """Softmax attention, each block of queries over its keys.
 
     Under autocast in autocast's number format, like PyTorch's own; the softmax is in float32 or wider.
@@ -72,6 +68,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], s
         query: ``[1, heads, T, d]``; ``key`` and ``value`` may have fewer heads, a divisor of the queries'.
         blocks: of every position.
         scale: of the scores.
+        mask: among a block's own positions.
 
     Returns:
         ``[1, T, heads, d of the values]``
@@ -80,7 +77,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], s
     if torch.is_autocast_enabled(kind):
         query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (query, key, value))
     with torch.autocast(kind, enabled=False):
-        result: Tensor = _Blocks.apply(query, key, value, blocks, scale)
+        result: Tensor = _Blocks.apply(query, key, value, blocks, scale, mask)
     return result
 
 
@@ -88,7 +85,9 @@ class _Blocks(torch.autograd.Function):
     """All heads of one key head are rows of one matrix: ``[key heads, repeats x queries, d]``."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float, mask: Mask
+    ) -> Tensor:
         heads, tokens = query.shape[1], query.shape[2]
         out = query.new_empty(1, tokens, heads, value.shape[3])
         by_key_head = _grouped(out.transpose(1, 2), key.shape[1])
@@ -98,7 +97,9 @@ class _Blocks(torch.autograd.Function):
             rows = _rows(queries, block)
             scores = torch.bmm(rows, _keys(key, block).transpose(1, 2))
             scores = scores.to(_wide(query)).mul_(scale)
-            _hide_later(scores, block)
+            # No query sees the keys after it, which are among the last of its block's.
+            count = block.queries.stop - block.queries.start
+            scores.unflatten(1, (-1, count))[..., -count:].masked_fill_(~mask(count), -torch.inf)
             probabilities = torch.softmax(scores, dim=-1).to(query.dtype)
             _put(by_key_head, block, torch.bmm(probabilities, _keys(value, block)))
             kept.append(probabilities)
@@ -108,7 +109,7 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         query, key, value, out, *kept = ctx.saved_tensors
         wide, key_heads = _wide(query), key.shape[1]
         # What a softmax's backward pass subtracts: sum of gradient times probability = of gradient times output.
@@ -126,7 +127,7 @@ class _Blocks(torch.autograd.Function):
             _put(d_queries, block, torch.bmm(d_scores, _keys(key, block)))
             _add(d_key, block, torch.bmm(d_scores.transpose(1, 2), _rows(queries, block)))
             _add(d_value, block, torch.bmm(probabilities.transpose(1, 2), rows))
-        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None
+        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -161,10 +162,3 @@ def _add(total: Tensor, block: Block, part: Tensor) -> None:
     trunk = block.trunk.stop - block.trunk.start
     total[0, :, block.trunk] += part[:, :trunk]
     total[0, :, block.own] += part[:, trunk:]
-
-
-def _hide_later(scores: Tensor, block: Block) -> None:
-    """No query sees the keys after it, which are among the last of its block's: ``[key heads, rows, keys]``."""
-    count = block.queries.stop - block.queries.start
-    later = torch.full((count, count), -torch.inf, dtype=scores.dtype, device=scores.device).triu_(1)
-    scores.unflatten(1, (-1, count))[..., -count:] += later

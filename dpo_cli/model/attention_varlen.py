@@ -54,14 +54,10 @@ class Stretches:
         lengths: list[tuple[int, int]] = []
         keys: list[np.ndarray] = []
         for layout in layouts:
-            trunk = np.arange(layout.start, layout.start + layout.trunk)
-            end = layout.start + layout.trunk + layout.branches[0]
-            lengths.append((end - layout.start, end - layout.start))
-            keys.append(np.arange(layout.start, end))
-            for branch in filter(None, layout.branches[1:]):
-                lengths.append((branch, layout.trunk + branch))
-                keys += [trunk, np.arange(end, end + branch)]
-                end += branch
+            for own, trunk in layout.stretches():
+                queries = own.stop - own.start
+                lengths.append((queries, queries + trunk.stop - trunk.start))
+                keys += [np.arange(part.start, part.stop) for part in (trunk, own)]
         gathered = np.concatenate(keys)
         tokens, first = np.unique(gathered, return_index=True)
         total = layouts[-1].end
