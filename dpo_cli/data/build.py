@@ -276,17 +276,24 @@ def encode_rows(rows: Sequence[Row], recipe: Recipe, tokenizer: PreTrainedTokeni
     examples = list(usable(rows, recipe, counts))
     if not examples or (counts.bad and recipe.on_bad_row == "raise"):
         return Chunk(None, counts)
-    if not ends:
-        ends += first_ends(examples, tokenizer, recipe.encoding)
-    kept = []
-    for encoded in tokenized(examples, tokenizer, recipe, ends, counts):
-        counts.add_encoded(encoded)
-        if encoded.group is not None:
-            kept.append((encoded.group, encoded.example))
+    encoded = encode(examples, recipe, tokenizer, ends, counts)
+    kept = [(each.group, each.example) for each in encoded if each.group is not None]
     if not kept:
         return Chunk(None, counts)
     keys = [(prompt_key(example), row_key(example)) for _, example in kept]
     return Chunk(to_batch([group for group, _ in kept], *zip(*keys, strict=True)), counts)
+
+
+def encode(
+    examples: Sequence[Example], recipe: Recipe, tokenizer: PreTrainedTokenizerBase, ends: list[int], counts: Counts
+) -> list[Encoded]:
+    """What becomes of each example, counted; ``ends`` as for ``encode_rows``."""
+    if not ends:
+        ends += first_ends(examples, tokenizer, recipe.encoding)
+    encoded = tokenized(examples, tokenizer, recipe, ends, counts)
+    for each in encoded:
+        counts.add_encoded(each)
+    return encoded
 
 
 def first_ends(examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> list[int]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo_cli.data.audit.again import lost_text, merges
 from dpo_cli.data.audit.facts import Facts, facts_of
-from dpo_cli.data.build import Counts, Recipe, first_ends, tokenized, usable
+from dpo_cli.data.build import Counts, Recipe, encode, usable
 from dpo_cli.data.load import Loader
 from dpo_cli.data.pool import by_chunks
 from dpo_cli.data.sources import Row, Source
@@ -68,11 +68,4 @@ def _encode(
     rows: Sequence[Row], recipe: Recipe, tokenizer: PreTrainedTokenizerBase, ends: list[int], counts: Counts
 ) -> list[Encoded]:
     examples = list(usable(rows, recipe, counts, wrong_kind="count"))
-    if not examples:
-        return []
-    if not ends:
-        ends += first_ends(examples, tokenizer, recipe.encoding)
-    encoded = tokenized(examples, tokenizer, recipe, ends, counts)
-    for each in encoded:
-        counts.add_encoded(each)
-    return encoded
+    return encode(examples, recipe, tokenizer, ends, counts) if examples else []
