@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,13 +28,14 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from dpo_cli.data.build import Counts, Recipe, first_ends, tokenized, usable
+from dpo_cli.data.build import Counts, Recipe, encode, usable
 from dpo_cli.data.formats import Reading
 from dpo_cli.data.plan import Plan
 from dpo_cli.data.sources import Place, open_source
 from dpo_cli.data.tokenize import Encoding
 from dpo_cli.data.types import Example, Group, Pair
 from dpo_cli.model.flops import FlopsModel, peak_flops
+from dpo_cli.model.precision import processor
 from dpo_cli.quiet import quieten
 
 TORCH, TRL = "torch==2.13.0", "trl==1.16.0"
@@ -122,7 +122,7 @@ def readable(file: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> lis
     counts = Counts()
     source = open_source(Place(str(file)), key="--data", cache=cache)
     examples = list(usable(source.rows(), recipe, counts))
-    found = tokenized(examples, tokenizer, recipe, first_ends(examples, tokenizer, recipe.encoding), counts)
+    found = encode(examples, recipe, tokenizer, [], counts)
     return [(encoded.example, encoded.group) for encoded in found if encoded.group is not None]
 
 
@@ -388,10 +388,7 @@ def complaints(blocks: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def machine(threads: int) -> dict[str, Any]:
     """What it was measured on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"cpu": (names or [platform.processor()])[0], "cores": os.cpu_count(), "threads": threads}
+    return {"cpu": processor(), "cores": os.cpu_count(), "threads": threads}
 
 
 def listed(allowed: Sequence[str]) -> Callable[[str], list[str]]:

@@ -55,6 +55,7 @@ from dpo_cli.model.attention import GROUP_ATTENTION
 from dpo_cli.model.attention_blocks import MAX_KEYS, blocks_of, longest
 from dpo_cli.model.flops import FlopsModel, count_weights, peak_flops
 from dpo_cli.model.policy import Policy
+from dpo_cli.model.precision import processor
 from dpo_cli.model.score import score_all
 from dpo_cli.objective import Objective
 from dpo_cli.training.step import train_step
@@ -402,11 +403,6 @@ def with_expectations(line: list[dict[str, Any]]) -> list[dict[str, Any]]:
         point["memory_by_formula"] = before + point["memory"]
         point["memory_expected"] = before + point["memory"] * share
     return line
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "a CPU")
 
 
 def describe_machine() -> dict[str, Any]:

@@ -29,7 +29,7 @@ def choose_precision(wanted: str, device: torch.device, memory: Path) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     file = memory / "precision.json"
-    machine = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     try:
         known = dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # it only saves a measurement
@@ -44,7 +44,8 @@ def choose_precision(wanted: str, device: torch.device, memory: Path) -> str:
     return str(known[machine])
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
