@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,24 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.scripts import load_script
 from parity.trl_runs import make_model
 
 from dpo_cli.data.plan import Plan
 from dpo_cli.data.types import Group, Pair
 from dpo_cli.model.flops import FlopsModel
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_peers.py"
-
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_peers", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bench_peers")
 
 
 def test_batches_are_exactly_full(bench: ModuleType) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.scripts import load_script
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -25,15 +25,10 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_scaling.py"
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_scaling", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
     patch = pytest.MonkeyPatch()
     patch.setattr("dpo_cli.quiet.quieten", lambda: None)  # what the script does to its process is not for this one
     patch.setattr("dpo_cli.allocator.keep_freed_memory", lambda: True)
-    spec.loader.exec_module(module)
+    module = load_script("bench_scaling")
     patch.undo()
     return module
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import re
 import shlex
 import statistics
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from helpers.command import dpo_each
+from helpers.scripts import load_script
 
 from dpo_cli.config import TrainConfig, valid_keys
 from dpo_cli.losses import LOSSES
@@ -27,13 +26,7 @@ NAMED = sorted(set(CODE.findall(DOCUMENT)))
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study_quickstart", REPOSITORY / "scripts" / "study_quickstart.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
+    return load_script("study_quickstart")
 
 
 def defined(tree: ast.Module | ast.ClassDef, names: list[str]) -> bool:

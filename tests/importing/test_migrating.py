@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers.scripts import load_script
 
 from dpo_cli.importing.losses import CPO_LOSSES, DPO_LOSSES, KTO_LOSSES
 
@@ -17,12 +17,7 @@ DOCUMENT = (REPOSITORY / "docs" / "migrating.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", REPOSITORY / "scripts" / "make_migrating_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("make_migrating_tables")
 
 
 def test_the_tables_are_the_converters(script: ModuleType) -> None:
