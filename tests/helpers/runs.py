@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from helpers import tokenizers
+from helpers import forks, tokenizers
 
 DROPOUT = 0.1
 """Of the tiny model's attention: to be off in training, and back in what is exported."""
@@ -90,7 +90,7 @@ class Place:
         cache: Path | None = None,
         cwd: Path | None = None,
     ) -> Ended:
-        """Run ``python -m dpo_cli``; nothing of it is left running.
+        """Run the command, with a fault as ``python -m dpo_cli``, else in a fork; nothing of it is left running.
 
         Args:
             command: ``train``, ``eval``, ``precompute-ref``.
@@ -101,19 +101,14 @@ class Place:
             cwd: where it is run.
         """
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "DPO", "HF_"))}
-        environment |= {
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "DS_ACCELERATOR": "cpu",
-            "HF_HUB_OFFLINE": "1",
-            "DPO_CACHE": str(cache or self.root / "cache"),
-        }
-        if fault is not None:
-            path = [str(_FAULTS), *filter(None, [environment.get("PYTHONPATH")])]
-            environment |= {"PYTHONPATH": os.pathsep.join(path), "DPO_TEST_FAULT": json.dumps(dict(fault))}
-        words = [f"{key}={'null' if value is None else value}" for key, value in arguments.items()]
+        environment |= {**forks.FIXED, "DPO_CACHE": str(cache or self.root / "cache")}
+        words = [command, *(f"{key}={'null' if value is None else value}" for key, value in arguments.items()), *flags]
+        if fault is None:
+            return Ended(*forks.run(words, environment, cwd or self.root))
+        path = [str(_FAULTS), *filter(None, [environment.get("PYTHONPATH")])]
+        environment |= {"PYTHONPATH": os.pathsep.join(path), "DPO_TEST_FAULT": json.dumps(dict(fault))}
         process = subprocess.Popen(
-            [sys.executable, "-m", "dpo_cli", command, *words, *flags],
+            [sys.executable, "-m", "dpo_cli", *words],
             env=environment,
             cwd=cwd or self.root,
             stdout=subprocess.PIPE,

@@ -1,0 +1,146 @@
+"""Commands in forks of one process that has imported everything: imports are most of a small run's time.
+
+What a fork runs is the command line as ``python -m dpo_cli`` would; it has its own environment, folder, session and
+output. Only what is fixed while modules are imported is shared: ``OMP_NUM_THREADS``, ``HF_HUB_OFFLINE``, and the order
+of sets of strings. Tests of these, of start-up and of faults start processes of their own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FIXED = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+"""What modules read while they are imported."""
+_IMPORTED = ("dpo_cli.commands.train", "dpo_cli.commands.evaluate", "dpo_cli.commands.precompute_ref")
+
+
+def run(
+    words: Sequence[str], environment: Mapping[str, str], cwd: Path, *, timeout: float = 240
+) -> tuple[int, str, str]:
+    """``dpo WORDS`` in a fork: its exit code, output and errors. Nothing of it is left running.
+
+    Raises:
+        TimeoutError: if it took longer than ``timeout`` seconds.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        job = {
+            "words": list(words),
+            "environment": dict(environment),
+            "cwd": str(cwd),
+            "out": str(out),
+            "err": str(err),
+        }
+        code = _server(os.getpid()).ask(job | {"timeout": timeout})
+        if code is None:
+            raise TimeoutError(f"dpo {' '.join(words)}: {timeout} s\n{err.read_text()}")
+        return code, out.read_text(), err.read_text()
+
+
+class _Server:
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", __file__],
+            env={**os.environ, **FIXED},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        atexit.register(self.stop)
+
+    def ask(self, job: Mapping[str, Any]) -> int | None:
+        """The exit code; None = it took too long."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(job), file=self._process.stdin, flush=True)
+        answer: int | None = json.loads(self._process.stdout.readline())
+        return answer
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@cache
+def _server(owner: int) -> _Server:
+    """One for each process that asks."""
+    return _Server()
+
+
+# -- in the server's process
+
+
+def _serve() -> None:
+    for name in _IMPORTED:
+        __import__(name)
+    channel = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        job = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            _become(job)
+        print(json.dumps(_wait(child, job["timeout"])), file=channel, flush=True)
+
+
+def _wait(child: int, timeout: float) -> int | None:
+    def too_long(number: int, frame: Any) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    try:
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+    except TimeoutError:
+        code = None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        with suppress(ProcessLookupError):  # its ranks, and itself
+            os.killpg(child, signal.SIGKILL)
+    if code is None:
+        os.waitpid(child, 0)
+    return code
+
+
+def _become(job: Mapping[str, Any]) -> None:
+    """Turn a fork into the command; does not return."""
+    from dpo_cli.cli import main
+
+    code = 1
+    try:
+        os.setsid()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        os.chdir(job["cwd"])
+        os.environ.clear()
+        os.environ.update(job["environment"])
+        for number, place in ((0, os.devnull), (1, job["out"]), (2, job["err"])):
+            opened = os.open(place, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT)
+            os.dup2(opened, number)
+        try:
+            code = main(job["words"])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        atexit._run_exitfuncs()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()
