@@ -132,12 +132,26 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
         name = torch.cuda.get_device_name(device)
         peaks = next((peaks for key, peaks in _GPU_PEAKS.items() if key in name), None)
         return None if peaks is None else peaks[0 if precision == "bf16" else 1]
-    size = 1536
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    size, seconds = _SIZES[0], _product_seconds(_SIZES[0], dtype)
+    for larger in _SIZES[1:]:
+        if seconds * (larger / size) ** 3 > _LONG:  # a CPU without bfloat16 takes a hundred times as long as in float32
+            break
+        size, seconds = larger, _product_seconds(larger, dtype)
+    return 2 * size**3 / seconds
+
+
+_SIZES = (96, 384, 1536)
+"""Of a square matrix: the larger, the nearer its products come to what the CPU can do."""
+_LONG = 1.0
+"""Seconds that a product must not take only to be timed."""
+
+
+def _product_seconds(size: int, dtype: torch.dtype) -> float:
     left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = float("inf")
     for _ in range(5):  # the best of a few: the first one warms up, others may be disturbed
         start = time.perf_counter()
         left @ right
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return best

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dpo_cli.data.collate import FlatBatch, collate
 from dpo_cli.data.types import Group
+from dpo_cli.model import flops
 from dpo_cli.model.flops import FlopsModel, peak_flops
 
 # Of helpers.families: hidden 32, inner 48, 2 layers, 4 query heads, 2 key heads, head size 8 (or 16).
@@ -82,3 +83,18 @@ def test_pairs_are_the_brute_force_count_for_any_group(prompt, answers) -> None:
 
 def test_peak_of_this_cpu_is_a_plausible_number() -> None:
     assert 1e8 < peak_flops(torch.device("cpu"), "fp32") < 1e15
+
+
+def test_a_cpu_that_is_slow_in_a_format_is_measured_on_small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In seconds, not minutes: without such units a product in bfloat16 is a hundred times slower than in float32."""
+    speed, asked = 1e9, []
+
+    def seconds(size: int, dtype: torch.dtype) -> float:
+        asked.append(size)
+        return 2 * size**3 / (speed if dtype == torch.bfloat16 else 100 * speed)
+
+    monkeypatch.setattr(flops, "_product_seconds", seconds)
+    assert peak_flops(torch.device("cpu"), "bf16") == pytest.approx(speed)
+    assert asked == [96, 384]
+    assert peak_flops(torch.device("cpu"), "fp32") == pytest.approx(100 * speed)
+    assert asked[-1] == 1536
