@@ -28,6 +28,7 @@ from dpo_cli.engine.settings import deepspeed_config
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.losses import Loss, Sums, make_loss
+from dpo_cli.model.checkpointing import checkpoint_layers
 from dpo_cli.model.flops import FlopsModel, count_weights, peak_flops
 from dpo_cli.model.quantize import check_stage
 from dpo_cli.objective import Objective
@@ -312,6 +313,7 @@ class _Run:
         optim, policy = self.config.optim, scorer.policy
         if resumed is not None:
             load_weights(policy, resumed)
+        checkpoint_layers(policy.model, self.config.train.activation_checkpointing)
         policy.train()
         engine = Engine(
             policy,
