@@ -114,13 +114,14 @@ def _run(words: list[str]) -> int:
 
             print(config_folder())
         case "report":
-            from dpo_cli.commands.make_report import run
+            from dpo_cli.commands import make_report
+            from dpo_cli.compose import group_defaults
 
-            run(rest)
+            make_report.run(rest, group_defaults)
         case "runs":
-            from dpo_cli.commands.list_runs import run
+            from dpo_cli.commands import list_runs
 
-            run(rest)
+            list_runs.run(rest)
         case "import":
             from dpo_cli.commands.import_config import run
 

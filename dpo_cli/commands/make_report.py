@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,16 @@ from dpo_cli.commands.arguments import Parser
 from dpo_cli.errors import DpoError
 from dpo_cli.reporting.runs import Run, byte_size, find_runs, read_runs
 
+Defaults = Callable[[str, Sequence[str]], dict[str, Any] | None]
+"""``compose.group_defaults``, which stands above the commands."""
 
-def run(words: Sequence[str]) -> None:
+
+def run(words: Sequence[str], defaults: Defaults) -> None:
     """Read the runs and write the page.
+
+    Args:
+        words: of the command line.
+        defaults: what a command's configuration is with nothing given but some choices of groups.
 
     Raises:
         DpoError: there are no runs, or none has the metric that is asked for.
@@ -32,7 +39,7 @@ def run(words: Sequence[str]) -> None:
         found,
         title=title,
         metric=arguments.metric,
-        defaults=defaults_of(found[0].config) if len(found) == 1 else None,
+        defaults=defaults_of(found[0].config, defaults) if len(found) == 1 else None,
     )
     if len(found) > 1:
         print(best)
@@ -55,16 +62,14 @@ def check_metric(runs: Sequence[Run], metric: str | None) -> None:
         raise DpoError(f"--metric {metric}: no run has it; they have {', '.join(names) or 'no metrics'}")
 
 
-def defaults_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def defaults_of(config: Mapping[str, Any], defaults: Defaults) -> dict[str, Any] | None:
     """The configuration of ``dpo train`` with nothing but a run's choices from the groups; None = it can't be told.
 
     Values that have no default are left out.
     """
-    from dpo_cli.compose import group_defaults
-
     adapter = (config.get("model") or {}).get("adapter") or {}
     words = [f"{group}={(config.get(group) or {}).get('name')}" for group in ("loss", "optim")]
-    return group_defaults("train", [*words, f"model/adapter={adapter.get('name')}"])
+    return defaults("train", [*words, f"model/adapter={adapter.get('name')}"])
 
 
 def _parser() -> Parser:

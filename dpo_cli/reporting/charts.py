@@ -185,6 +185,6 @@ def lengths(run: Run) -> dict[str, Any] | None:
     return {
         "letters": (float(np.mean(letters[first])), float(np.mean(letters[last]))) if first != last else None,
         "tokens": (tokens[first], tokens[last]) if first in tokens and last in tokens and first != last else None,
-        "correlation": float(np.corrcoef(both.T)[0, 1]) if varied else None,
+        "correlation": float(np.corrcoef(both[:, 0], both[:, 1])[0, 1]) if varied else None,
         "answers": len(letters[last]),
     }

@@ -145,7 +145,7 @@ def _displacement(run: Run) -> Iterator[Said]:
 def _ends(run: Run, name: str) -> tuple[float, float] | None:
     """A metric at the beginning and at the end; of a metric of batches, means of the first and the last tenth."""
     series = run.metrics.get(name)
-    values = [] if series is None else series.finite().values
+    values: list[float] = [] if series is None else series.finite().values.tolist()
     if len(values) < 2:
         return None
     some = 1 if name.startswith(("eval/", "samples/")) else max(1, len(values) // 10)

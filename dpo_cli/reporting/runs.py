@@ -85,8 +85,8 @@ class Run:
         if isinstance(recorded, int | float):
             return float(recorded)
         series = self.metrics.get(name)
-        values = series.finite().values if series is not None else ()
-        return float(values[-1]) if len(values) else None
+        values = [] if series is None else series.finite().values.tolist()
+        return values[-1] if values else None
 
 
 def find_runs(places: Sequence[Path]) -> list[Path]:

@@ -14,6 +14,7 @@ from helpers.run_folders import make_run, make_sweep, write_lines
 
 from dpo_cli.commands.make_report import run
 from dpo_cli.commands.pages import embedded
+from dpo_cli.compose import group_defaults
 from dpo_cli.errors import DpoError
 
 NASTY = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> & \u2028 \u202e \x1b[2J \ud800"
@@ -49,7 +50,7 @@ class Tags(HTMLParser):
 
 
 def report(*words: object) -> None:
-    run([str(word) for word in words])
+    run([str(word) for word in words], group_defaults)
 
 
 @pytest.fixture(scope="module")
@@ -204,5 +205,5 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[s
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "run", steps=1)
     with pytest.raises(DpoError, match=says):
-        run(words)
+        run(words, group_defaults)
     assert not (tmp_path / "run" / "report.html").exists()

@@ -10,6 +10,7 @@ from helpers.browser import CHROMIUM, Page, browser
 from helpers.run_folders import make_run, make_sweep
 
 from dpo_cli.commands.make_report import run
+from dpo_cli.compose import group_defaults
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,14 +35,14 @@ def page() -> Iterator[Page]:
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """50 runs; by seeds 25 groups."""
     folder = make_sweep(tmp_path_factory.mktemp("runs") / "sweep", 50, seeds=2, steps=400)
-    run([str(folder)])
+    run([str(folder)], group_defaults)
     return folder / "report.html"
 
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_run(tmp_path_factory.mktemp("runs") / "long", steps=10_000, every=250)
-    run([str(folder)])
+    run([str(folder)], group_defaults)
     return folder / "report.html"
 
 
@@ -121,7 +122,7 @@ def test_what_samples_say_is_text(page: Page, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", steps=3, settings={"data__path": nasty})
     samples = folder / "samples.jsonl"
     samples.write_text(samples.read_text().replace("pear fig", nasty), encoding="utf-8")
-    run([str(folder)])
+    run([str(folder)], group_defaults)
     page.open(folder / "report.html")
     assert page.evaluate("document.querySelectorAll('img').length") == 0
     assert nasty in page.evaluate("document.querySelector('.sample').textContent")
