@@ -128,9 +128,10 @@ def _list(words: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     metric = next((line.metric for line in lines if line.metric), None)
-    for heading in ("run", "status", "updates", "loss", f"best {metric or 'metric'}", "age", "size"):
+    title = f"{len(lines)} run{'s' * (len(lines) > 1)}" + (f"; best: {metric} @ its update" if metric else "")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("run", "status", "updates", "loss", "best", "age", "size"):
         left = heading in ("run", "status", "loss")
         table.add_column(
             heading, justify="left" if left else "right", overflow="fold", no_wrap=heading in ("status", "age", "size")

@@ -85,9 +85,14 @@ def _curves(drawn: Drawn, runs: int) -> Callable[[Axes, Any], bool]:
                 marker=marker,
                 markersize=2,
                 label=line.label if runs == 1 and len(labels) > 1 else None,
+                zorder=3 if line.style == "line" else 2,
             )
             if runs <= _BAND_RUNS and not np.array_equal(curve.low, curve.high):
                 axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+        for line in drawn.lines if runs > 1 and len(labels) > 1 else ():
+            if line.style != "line":
+                axes.plot([], [], {"points": "--", "dashed": "-."}[line.style], color="grey", label=line.label)
+                break
         return runs > 1
 
     return draw

@@ -54,7 +54,7 @@ def test_the_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (second.status, second.planned, second.loss) == ("failed", 400, "dpo")
     run([str(tmp_path)])
     text = capsys.readouterr().out
-    for words in ("0.75 @2", "4/400", "NumericsError: [red]bad[/red]\\x1b[2J", "best eval/rewards/accuracies"):
+    for words in ("0.75 @2", "4/400", "NumericsError: [red]bad[/red]\\x1b[2J", "best: eval/rewards/accuracies"):
         assert words in text
     assert "\x1b" not in text
     run([str(tmp_path), "--json", "--metric", "eval/loss"])

@@ -183,11 +183,11 @@ def test_long_runs_make_small_pages(tmp_path: Path) -> None:
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_sweep(tmp_path / "sweep", 2, steps=1, loss="a$b^c")
     for folder in (tmp_path / "sweep").iterdir():
-        lines = [{"step": step, "loss": 1.0, "eval/loss": None, "samples/kl": 0.1 * step} for step in range(3)]
-        write_lines(folder / "metrics.jsonl", [*lines, {"step": 2, "samples/true_reward": 0.5}])
+        lines = [{"step": step, "eval/rewards/accuracies": None if step == 1 else 0.5} for step in range(3)]
+        write_lines(folder / "metrics.jsonl", [*lines, {"step": 2, "samples/kl": 0.5, "samples/kl_error": 0.1}])
     report(tmp_path / "sweep", "--png", tmp_path / "png")
     names = {file.name for file in (tmp_path / "png").iterdir()}
-    assert names == {"loss.png", "kl.png", "reward.png", "frontier.png"}
+    assert names == {"accuracy.png", "kl.png", "frontier.png"}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in (tmp_path / "png").iterdir())
     assert f"{len(names)} pictures" in capsys.readouterr().out
 
