@@ -180,6 +180,25 @@ def test_long_runs_make_small_pages(tmp_path: Path) -> None:
     assert line["bad"] == [3002]
 
 
+def test_what_an_evaluation_left(tmp_path: Path) -> None:
+    """Single numbers, estimates with their interval, and the bins of a reliability diagram, wherever they stand."""
+    make_sweep(tmp_path, 2, steps=3, samples=0)
+    first, second = sorted(tmp_path.iterdir())
+    bins = [
+        {"low": 0.5, "high": 0.75, "comparisons": 30, "confidence": 0.6, "accuracy": 0.5},
+        {"low": 0.75, "high": 1.0, "comparisons": 0, "confidence": None, "accuracy": None},
+    ]
+    estimate = {"value": 0.75, "low": 0.7, "high": 0.8}
+    told = {"config": {"seed": 7}, "metrics": {"loss": 0.5}, "preferences": {"accuracy": estimate, "bins": bins}}
+    (second / "eval.json").write_text(json.dumps(told), encoding="utf-8")
+    report(tmp_path)
+    page = Tags(tmp_path / "report.html")
+    assert page.data["calibration"] == [{"run": 1, "bins": [[0.6, 0.5, 30]]}]
+    assert "Not measured" not in page.text
+    table = " ".join(page.text[page.text.index("dpo eval") :].split())
+    assert table.startswith(f"dpo eval{second.name} loss0.5 preferences.accuracy0.75 (0.7 to 0.8) Provenance")
+
+
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_sweep(tmp_path / "sweep", 2, steps=1, loss="a$b^c")
     for folder in (tmp_path / "sweep").iterdir():
