@@ -19,7 +19,7 @@ COMMANDS = {
 }
 HELPERS = {
     "report": "one HTML file about a run, a sweep or any set of runs",
-    "runs": "list runs and how they stand; runs diff compares two, runs clean frees disk",
+    "runs": "list runs and how they stand, compare two, remove old checkpoints",
     "import": "turn a TRL, axolotl or LLaMA-Factory config into an experiment",
     "configs": "print the folder with the configuration files, to read or to copy from",
     "completion": "print tab completion for bash, zsh or fish",
