@@ -147,7 +147,8 @@ class Sweep:
                 _say(f"the runs could not be read again: {error}")
                 return
             print(verdict(runs, default_metric(runs)))
-        print(f"curves, reward against KL and samples in one page: dpo report {shlex.quote(str(self.folder))}")
+        if any(job.run_dir.is_dir() for job in self._jobs):
+            print(f"curves, reward against KL and samples in one page: dpo report {shlex.quote(str(self.folder))}")
 
 
 # Metrics of a finished run, as columns. What was not held out is shown only where nothing was.
