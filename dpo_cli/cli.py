@@ -18,6 +18,8 @@ COMMANDS = {
     "eval": "held-out preference metrics, samples and drift of a run or a model",
 }
 HELPERS = {
+    "report": "one HTML file about a run, a sweep or any set of runs",
+    "runs": "list runs and how they stand, compare two, remove old checkpoints",
     "import": "turn a TRL, axolotl or LLaMA-Factory config into an experiment",
     "configs": "print the folder with the configuration files, to read or to copy from",
     "completion": "print tab completion for bash, zsh or fish",
@@ -111,6 +113,15 @@ def _run(words: list[str]) -> int:
             from dpo_cli.compose import config_folder
 
             print(config_folder())
+        case "report":
+            from dpo_cli.commands import make_report
+            from dpo_cli.compose import group_defaults
+
+            make_report.run(rest, group_defaults)
+        case "runs":
+            from dpo_cli.commands import list_runs
+
+            list_runs.run(rest)
         case "import":
             from dpo_cli.commands.import_config import run
 

@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError  # type: ignore[import-untyped] # OmegaConf reads files with it
 
@@ -116,6 +116,21 @@ def complete(command: str, line: str) -> list[str]:
     completion = BashCompletion(_loader(flags))
     found: list[str] = completion._query(_config_name(command), " ".join([*overrides, last]))
     return found
+
+
+def group_defaults(command: str, words: Sequence[str]) -> dict[str, Any] | None:
+    """What a command's configuration is with nothing given but ``words``, without what has no default; None if Hydra
+    refuses them."""
+    try:
+        tree = _loader([]).load_configuration(_config_name(command), list(words), run_mode=RunMode.RUN)
+        with open_dict(tree):
+            del tree["hydra"]
+        plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=False)
+    except (HydraException, OmegaConfBaseException):
+        return None
+    finally:
+        GlobalHydra.instance().clear()
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else None
 
 
 def _loader(flags: Sequence[str]) -> ConfigLoader:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -82,6 +83,40 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def this_process() -> dict[str, Any]:
+    """What tells later whether this process is still there: its id, when it began, and where ids mean the same."""
+    return {"pid": os.getpid(), "began": _began(os.getpid()), "host": socket.gethostname(), "space": _space()}
+
+
+def is_alive(process: Mapping[str, Any]) -> bool | None:
+    """Whether the process of ``this_process`` still runs; None where that can't be seen from here.
+
+    Args:
+        process: as recorded; empty for a run that recorded none.
+    """
+    if not process.get("space") or process["space"] != _space():
+        return None
+    return _began(int(process["pid"])) == process.get("began")
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, in clock ticks since the machine did; None = there is no such process, or it has ended."""
+    try:
+        fields = Path("/proc", str(pid), "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _space() -> str | None:
+    """This boot of this machine and the namespace of process ids; None where there is no ``/proc``."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,24 @@ class Sweep:
             table.add_row(job.name, job.outcome, *values, computed, f"{record.get('seconds', 0):.0f}")
         # Where nobody watches, lines may be as long as they need to be.
         Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+        self._say_best()
         return next((job.exit_code for job in self._jobs if job.exit_code), int(ExitCode.DONE))
+
+    def _say_best(self) -> None:
+        """Which settings were best, and how to see more. A sweep's outcome is not changed by what goes wrong here."""
+        from dpo_cli.reporting.compare import default_metric, verdict
+        from dpo_cli.reporting.runs import read_runs
+
+        folders = [job.run_dir for job in self._jobs if job.exit_code == 0]
+        if len(folders) > 1:
+            try:
+                runs = read_runs(folders)
+            except OSError as error:
+                _say(f"the runs could not be read again: {error}")
+                return
+            print(verdict(runs, default_metric(runs)))
+        if any(job.run_dir.is_dir() for job in self._jobs):
+            print(f"curves, reward against KL and samples in one page: dpo report {shlex.quote(str(self.folder))}")
 
 
 # Metrics of a finished run, as columns. What was not held out is shown only where nothing was.

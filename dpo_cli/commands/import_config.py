@@ -5,19 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from dpo_cli.commands.arguments import Parser, count
 from dpo_cli.errors import DpoError
 from dpo_cli.importing import import_config
 from dpo_cli.importing.draft import Draft
 from dpo_cli.importing.trl_options import TRAINERS
-
-
-class _Parser(argparse.ArgumentParser):
-    """One line for a mistake, as everywhere in dpo."""
-
-    def error(self, message: str) -> NoReturn:
-        raise DpoError(f"import: {message} (dpo import --help)")
 
 
 def run(words: Sequence[str]) -> None:
@@ -45,7 +38,7 @@ def run(words: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="dpo import",
         description="Turn a configuration of TRL, axolotl or LLaMA-Factory into an experiment of dpo: YAML, "
         "with remarks on what could not be converted or means something else. Nothing in the file is run.",
@@ -53,16 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", type=Path, metavar="FILE", help="YAML or JSON")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write there instead of to the screen")
     parser.add_argument(
-        "--processes", type=_count, default=1, metavar="N", help="on how many it ran, for the batch size (default 1)"
+        "--processes", type=count, default=1, metavar="N", help="on how many it ran, for the batch size (default 1)"
     )
     parser.add_argument("--trainer", choices=list(TRAINERS), help="TRL's, where its options don't tell")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number from 1")
-    return int(text)
 
 
 def _how_to_run(output: Path | None) -> str:

@@ -6,11 +6,11 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 from transformers import PreTrainedTokenizerBase
 
 from dpo_cli.commands.inspect_view import summary
+from dpo_cli.commands.pages import environment
 from dpo_cli.commands.token_view import view, visible
 from dpo_cli.data.audit.result import Histogram, Result, Side
 from dpo_cli.data.types import Group
@@ -25,16 +25,10 @@ def write_html(file: Path, tokenizer: PreTrainedTokenizerBase, groups: Sequence[
         groups: a few, to be looked at.
         result: of the audit.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dpo_cli.commands"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = visible
+    pages = environment()
+    pages.filters["visible"] = visible
     sides = [("Training", result.train), ("Held out", result.held_out)]
-    page = environment.get_template("inspect.html.jinja").render(
+    page = pages.get_template("inspect.html.jinja").render(
         result=result,
         summary=summary(result.findings),
         rows=[view(group, tokenizer) for group in groups],

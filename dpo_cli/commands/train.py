@@ -33,7 +33,7 @@ from dpo_cli.model.flops import FlopsModel, count_weights, peak_flops
 from dpo_cli.model.quantize import check_stage
 from dpo_cli.objective import Objective
 from dpo_cli.reference.fingerprint import reference_files
-from dpo_cli.run_folder import RunRecord, check_free, identity, new_run_dir
+from dpo_cli.run_folder import RunRecord, check_free, identity, new_run_dir, this_process
 from dpo_cli.tracking.console import Console
 from dpo_cli.tracking.trackers import JsonLines
 from dpo_cli.training.checkpoint import Checkpoint
@@ -100,7 +100,10 @@ def _in_folder(
     if first:
         (run_dir / "config.yaml").write_text(config_yaml(config, run_dir), encoding="utf-8")
     record = RunRecord(run_dir, writes=first)
-    record.update(status="running", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), error=None, **identity())
+    begun = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    start = {"at": begun, "update": resumed.state.step if resumed else 0, "after": record.values.get("status")}
+    record.update(starts=[*record.values.get("starts", []), start], process=this_process())
+    record.update(status="running", started=begun, error=None, **identity())
     record.update(data={**rows.data.counts, "fingerprint": data}, precision=precision)
     console.say(describe_rows(rows, loss.kind))
     try:
@@ -163,6 +166,7 @@ class _Run:
         )
         work = self._work(scorer)
         plan = self._plan(work, scorer, budget)
+        self.record.update(planned=len(plan))
         engine = self._engine(scorer, resumed)
         if resumed is not None and config.reference.update_every is not None:
             reference.follow(resumed.reference().items(), 1.0)

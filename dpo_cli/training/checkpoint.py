@@ -138,6 +138,19 @@ def clean_up(checkpoints: Path, *, keep_last: int, best_step: int | None, newest
             shutil.rmtree(folder_of(checkpoints, step))
 
 
+def folders(checkpoints: Path) -> list[Path]:
+    """All checkpoints under their final names, the oldest first, valid or not."""
+    return [folder_of(checkpoints, step) for step in _steps(checkpoints)]
+
+
+def remove(folder: Path) -> None:
+    """Delete one. It loses its name first: what is there under a name is complete, also if this is cut off."""
+    partial = folder.with_name(f".removed-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    folder.rename(partial)
+    shutil.rmtree(partial)
+
+
 def read(folder: Path) -> Checkpoint:
     """The checkpoint in ``folder``.
 

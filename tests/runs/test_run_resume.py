@@ -25,6 +25,8 @@ from helpers.runs import (
 )
 from safetensors.torch import load_file, save_file
 
+from dpo_cli.reporting.runs import status_of
+
 RESUME = {"resume": "auto"}
 KILL = {"signal": "SIGKILL", "to": "self"}
 
@@ -34,7 +36,13 @@ def kill(place: Place, run_dir: Path, update: int, micro: int, changes: dict[str
     ended = place.try_run(run_dir, {**RESUME, **(changes or {})}, fault={"update": update, "micro": micro, **KILL})
     assert ended.code == -9, ended.err
     assert record(run_dir)["status"] == "running"
+    assert status_of(run_dir, record(run_dir)).word == "broken"  # its process is known to be gone
     assert not (run_dir / "final").exists()
+
+
+def starts(run_dir: Path) -> list[tuple[int, str | None]]:
+    """From which update a run was begun or gone on with, and how it stood then."""
+    return [(start["update"], start["after"]) for start in record(run_dir)["starts"]]
 
 
 def test_killed_again_and_again_it_is_still_the_same_run(place: Place, whole: Path, tmp_path: Path) -> None:
@@ -50,6 +58,8 @@ def test_killed_again_and_again_it_is_still_the_same_run(place: Place, whole: Pa
     assert [line["step"] for line in updates(run_dir)] == [1, 2, 3, 4, 5, 6, 7]
     assert steps(run_dir) == [4, 6]
     assert_identical_runs(place.run(run_dir, RESUME), whole)
+    assert starts(run_dir) == [(0, None), (0, "running"), (4, "running"), (6, "running")]
+    assert record(run_dir)["planned"] == len(updates(run_dir))
 
 
 @pytest.mark.slow
@@ -101,6 +111,7 @@ def test_sigterm_ends_a_run_after_its_update_and_it_goes_on(place: Place, whole:
     assert "moments.safetensors" in warning
     assert "step-6" in goes_on
     assert_identical_runs(run_dir, whole)
+    assert starts(run_dir) == [(0, None), (6, "preempted")]
     # A finished run is left as it is.
     before = snapshot(run_dir)
     ended = place.try_run(run_dir, RESUME)

@@ -1,0 +1,232 @@
+"""Runs side by side: what differs in their configurations, seeds put together, and which is best."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dpo_cli.reporting.runs import Run
+
+_NOT_COMPARED = ("run_dir", "resume", "tracker")
+"""Sections that say nothing of what is trained."""
+_LOWER_IS_BETTER = {"loss", "kl", "kl_error", "grad_norm", "memory", "seconds", "ece", "brier", "repetition"}
+_PREFERRED = ("samples/true_reward", "eval/rewards/accuracies", "rewards/accuracies", "eval/loss", "loss")
+"""A run's quality, the best measure first. A loss compares nothing where losses or beta differ, so it comes last."""
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom."""
+
+MISSING = "\u2013"
+"""In place of a value that a configuration does not have."""
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration by full keys, such as ``loss.beta``; lists stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says about the training itself, by full keys."""
+    return flat({key: value for key, value in config.items() if key not in _NOT_COMPARED})
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The keys whose values are not the same in all, with each one's value in words. One alone differs from nothing."""
+    flats = [settings(config) for config in configs]
+    keys = dict.fromkeys(key for each in flats for key in each)
+    said = {key: [in_words(each[key]) if key in each else MISSING for each in flats] for key in keys}
+    return {key: values for key, values in said.items() if len(set(values)) > 1}
+
+
+def in_words(value: Any) -> str:
+    """A value as on a command line."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """Runs that differ in their seed alone."""
+
+    name: str
+    """What tells it from the other groups."""
+    runs: tuple[int, ...]
+    """Their places in the list of runs."""
+
+
+def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
+    """Runs by everything but the seed, in the order of their settings' values; runs of other steps stay together."""
+    together: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        said = {key: in_words(value) for key, value in settings(run.config).items() if key != "seed"}
+        key = json.dumps(said, sort_keys=True) if said else f"run {place}"
+        together.setdefault(key, []).append(place)
+    members = list(together.values())
+    configs = [{**runs[group[0]].config, "seed": 0} for group in members]
+    differing = differences(configs) if all(configs[0].keys() == each.keys() for each in configs) else {}
+    names = [
+        ", ".join(f"{short_key(key, differing)}={values[n]}" for key, values in differing.items())
+        for n in range(len(members))
+    ]
+    groups = [SeedGroup(name or runs[group[0]].name, tuple(group)) for name, group in zip(names, members, strict=True)]
+    order = sorted(range(len(groups)), key=lambda n: [_order(values[n]) for values in differing.values()])
+    return [groups[n] for n in order]
+
+
+def short_key(key: str, among: Sequence[str] | Mapping[str, Any]) -> str:
+    """A key's last word, where no other key ends in it; ``loss.name`` is the loss."""
+    if key == "loss.name":
+        return "loss"
+    last = key.rpartition(".")[2]
+    return last if [other.rpartition(".")[2] for other in among].count(last) == 1 and last != "name" else key
+
+
+def _order(value: str) -> tuple[int, float, str]:
+    try:
+        return (0, float(value), "")
+    except ValueError:
+        return (1, 0.0, value)
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of it is better."""
+    return not _LOWER_IS_BETTER.isdisjoint(metric.split("/"))
+
+
+def default_metric(runs: Sequence[Run]) -> str | None:
+    """The best measure of quality that most of the runs have."""
+    having = {name: sum(run.final(name) is not None for run in runs) for name in _PREFERRED}
+    return max(_PREFERRED, key=lambda name: having[name]) if any(having.values()) else None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A group's mean of a metric, and how sure it is."""
+
+    group: SeedGroup
+    mean: float
+    half: float | None
+    """Half of the 95 % interval; None = unknown."""
+    seeds: int
+    error: float | None
+    """Standard error."""
+
+    def __str__(self) -> str:
+        if self.half is None:
+            return f"{self.mean:.4g}"
+        return f"{self.mean:.4g} ± {self.half:.2g}"
+
+
+def estimates(runs: Sequence[Run], groups: Sequence[SeedGroup], metric: str) -> list[Estimate]:
+    """Each group's mean over its seeds with a 95 % interval, the best first; groups without the metric are left out.
+
+    Over seeds the interval is Student's, of the mean; of one run it is what sampling leaves open, where that is known.
+    """
+    found = []
+    for group in groups:
+        members = [runs[place] for place in group.runs]
+        pairs = [(run, value) for run in members if (value := run.final(metric)) is not None]
+        values = [value for _, value in pairs]
+        if len(values) >= 2:
+            error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+            error = 0.0 if error < 1e-12 * abs(values[0]) else error  # rounding alone
+            found.append(Estimate(group, float(np.mean(values)), t_975(len(values) - 1) * error, len(values), error))
+        elif values:
+            known = sampling_error(pairs[0][0], metric)
+            found.append(Estimate(group, values[0], None if known is None else 1.96 * known, 1, known))
+    sign = 1 if lower_is_better(metric) else -1
+    return sorted(found, key=lambda estimate: sign * estimate.mean)
+
+
+def sampling_error(run: Run, metric: str) -> float | None:
+    """Standard error of a run's final value for having been measured on so many rows; None = not known."""
+    value = run.final(metric)
+    if metric == "samples/kl":
+        return run.final("samples/kl_error")
+    if metric == "samples/true_reward":
+        rewards = true_rewards(run)
+        last = rewards.get(max(rewards, default=0), [])
+        return float(np.std(last, ddof=1)) / math.sqrt(len(last)) if len(last) > 1 else None
+    if metric == "eval/rewards/accuracies" and value is not None:
+        rows = held_out_rows(run)
+        return math.sqrt(max(value * (1 - value), 0.0) / rows) if rows else None
+    return None
+
+
+def true_rewards(run: Run) -> dict[int, list[float]]:
+    """True rewards of the sampled answers, by update."""
+    found: dict[int, list[float]] = {}
+    for row in run.samples:
+        if isinstance(row.get("true_reward"), int | float):
+            found.setdefault(row["step"], []).append(float(row["true_reward"]))
+    return found
+
+
+def held_out_rows(run: Run) -> int:
+    """How many groups were held out."""
+    held = (run.record.get("data") or {}).get("held_out") or {}
+    return int(held.get("groups") or (held.get("tokenized") or {}).get("groups") or 0)
+
+
+def t_975(freedom: float) -> float:
+    """97.5 % quantile of Student's t; between and beyond the table to 0.3 %."""
+    if freedom <= len(_T_975):
+        return float(np.interp(freedom, range(1, len(_T_975) + 1), _T_975))
+    return 1.96 + 2.372 / freedom + 2.82 / freedom**2  # Cornish and Fisher's expansion
+
+
+def verdict(runs: Sequence[Run], metric: str | None, label: str | None = None) -> str:
+    """Which settings were best by a metric, how sure that is, and what comes next; one sentence or two.
+
+    Args:
+        runs: finished ones count; if there are none, all.
+        metric: of a run's end; None = there is none to go by.
+        label: the metric in words.
+    """
+    done = [run for run in runs if run.status.word == "done"] or list(runs)
+    ranked = estimates(done, seed_groups(done), metric) if metric else []
+    if not ranked:
+        return "No run has a metric to choose the best by."
+    best = ranked[0]
+    how = (
+        f"95 % interval over {best.seeds} seeds" if best.seeds > 1 else "95 % interval from the rows measured; one seed"
+    )
+    sure = f" ({how})" if best.half is not None else " (one seed: no interval)"
+    text = f"Best by {label or metric}: {best.group.name}, {best}{sure}."
+    if len(ranked) == 1:
+        return text
+    second = ranked[1]
+    text += f" Next: {second.group.name}, {second}"
+    half = _half_of_difference(best, second)
+    if half is None:
+        return f"{text}; how much of the difference is chance is not known."
+    difference = abs(best.mean - second.mean)
+    return text + (
+        f"; the difference, {difference:.2g} ± {half:.2g}, is too small to tell the two apart."
+        if difference <= half
+        else f"; the difference is {difference:.2g} ± {half:.2g}."
+    )
+
+
+def _half_of_difference(one: Estimate, other: Estimate) -> float | None:
+    """Half of Welch's 95 % interval of the difference of two means."""
+    if one.error is None or other.error is None or (one.seeds > 1) != (other.seeds > 1):
+        return None
+    variances = one.error**2, other.error**2
+    if one.seeds == 1 or sum(variances) == 0:
+        return 1.96 * math.sqrt(sum(variances))
+    parts = sum(v**2 / (each.seeds - 1) for v, each in zip(variances, (one, other), strict=True))
+    return t_975(sum(variances) ** 2 / parts) * math.sqrt(sum(variances))

@@ -1,0 +1,318 @@
+"""Run folders as they are found: finished, cut off, or damaged. Nothing is written here."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import yaml  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from dpo_cli.errors import DpoError
+from dpo_cli.run_folder import is_alive
+
+_PARTS = ("run.json", "config.yaml", "metrics.jsonl")
+_DEEPEST = 4
+"""Levels of folders that are searched for runs."""
+_SILENT_SECONDS = 600.0
+"""A run on another machine that has written nothing for so long is taken for dead."""
+
+_SURELY_DEAD_SECONDS = 86_400.0
+"""The same, before anything of it is removed."""
+
+Word = Literal["running", "done", "preempted", "failed", "broken"]
+
+
+class Series(NamedTuple):
+    """One metric over a run."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    """NaN where the run had a number that was not finite."""
+
+    def finite(self) -> Series:
+        """Without what is not a number."""
+        kept = np.isfinite(self.values)
+        return Series(self.steps[kept], self.values[kept])
+
+
+class Status(NamedTuple):
+    """How a run stands."""
+
+    word: Word
+    why: str = ""
+    """For people; may be empty."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds."""
+
+    folder: Path
+    name: str
+    """Tells it from the other runs of a report."""
+    config: dict[str, Any]
+    record: dict[str, Any]
+    """``run.json``"""
+    metrics: dict[str, Series]
+    samples: list[dict[str, Any]]
+    """Lines of ``samples.jsonl``."""
+    evaluation: dict[str, Any]
+    """``eval.json``, which ``dpo eval`` writes; empty = there is none."""
+    status: Status
+    unread: list[str] = field(default_factory=list)
+    """What could not be read, for people."""
+
+    @property
+    def step(self) -> int:
+        """Updates done, as far as the metrics say."""
+        return max((int(series.steps[-1]) for series in self.metrics.values() if len(series.steps)), default=0)
+
+    @property
+    def planned(self) -> int | None:
+        """Updates of the whole run, where known."""
+        return planned(self.record, self.config)
+
+    def final(self, name: str) -> float | None:
+        """A metric at the end: as the run recorded it, or else its newest finite value."""
+        recorded = (self.record.get("final") or {}).get(name)
+        if isinstance(recorded, int | float):
+            return float(recorded)
+        series = self.metrics.get(name)
+        values = [] if series is None else series.finite().values.tolist()
+        return values[-1] if values else None
+
+
+def find_runs(places: Sequence[Path]) -> list[Path]:
+    """The run folders in or below ``places``, in the order of their names.
+
+    Raises:
+        DpoError: a place that is not there, or none of them holds a run.
+    """
+    found: dict[Path, None] = {}
+    for place in places:
+        if not place.is_dir():
+            raise DpoError(f"{place}: there is no such folder; expected a run, a sweep or a folder of runs")
+        runs = list(_below(place, _DEEPEST))
+        if not runs:
+            raise DpoError(f"{place} holds no run: expected run.json or config.yaml in it or in folders below")
+        found.update(dict.fromkeys(runs))
+    return list(found)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, however it went."""
+    return any((folder / name).is_file() for name in _PARTS)
+
+
+def _below(folder: Path, levels: int) -> Iterator[Path]:
+    if is_run(folder):
+        yield folder
+    elif levels:
+        for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+            yield from _below(inner, levels - 1)
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """A short name for each, different for different folders: their own, with as much of the path as it takes."""
+    parts = [folder.absolute().parts for folder in folders]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """All of each run."""
+    return [read_run(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)]
+
+
+def read_run(folder: Path, name: str | None = None) -> Run:
+    """All of a run; what can't be read is said in ``unread``, and the rest is there."""
+    unread: list[str] = []
+    record = _json(folder / "run.json", unread)
+    return Run(
+        folder=folder,
+        name=name or folder.name,
+        config=read_config_file(folder / "config.yaml", unread),
+        record=record,
+        metrics=_series(_lines(folder / "metrics.jsonl", unread)),
+        samples=list(_lines(folder / "samples.jsonl", unread)),
+        evaluation=_json(folder / "eval.json", unread),
+        status=status_of(folder, record),
+        unread=unread,
+    )
+
+
+def read_config_file(path: Path, unread: list[str] | None = None) -> dict[str, Any]:
+    """A resolved configuration as plain values; nothing in it is run. Empty if it can't be read."""
+    try:
+        # The fast reader is a part of PyYAML that some builds lack.
+        values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = None
+    if isinstance(values, dict):
+        return values
+    if unread is not None:
+        unread.append(f"{path.name} could not be read")
+    return {}
+
+
+def status_of(folder: Path, record: dict[str, Any], now: float | None = None) -> Status:
+    """How a run stands, as far as its folder tells.
+
+    Args:
+        folder: of the run.
+        record: its ``run.json``; empty if it can't be read.
+        now: seconds since 1970.
+    """
+    word, error = record.get("status"), str(record.get("error") or "")
+    if word == "done":
+        return Status("done", "" if (folder / "final").is_dir() else "final/ has been removed")
+    if word == "preempted":
+        return Status("preempted", "the same command with resume=auto goes on")
+    if word == "failed":
+        return Status("failed", " ".join(error.split()))
+    if word != "running":
+        return Status("broken", "run.json is missing or damaged" if not record else f"run.json says status {word!r}")
+    alive = is_alive(record.get("process") or {})
+    seconds = (time.time() if now is None else now) - last_change(folder)
+    if alive or (alive is None and seconds < _SILENT_SECONDS):
+        return Status("running")
+    gone = "its process is gone" if alive is False else f"nothing was written for {duration(seconds)}"
+    return Status("broken", f"{gone}; the same command with resume=auto goes on")
+
+
+def may_be_running(folder: Path, now: float | None = None) -> bool:
+    """Whether something might still write into a run's folder: it has not ended, and is not known to be dead. What runs
+    on another machine is taken for dead after a day without a sign."""
+    record = _json(folder / "run.json", [])
+    if record.get("status") in ("done", "preempted", "failed"):
+        return False
+    alive = is_alive(record.get("process") or {})
+    silent = (time.time() if now is None else now) - last_change(folder)
+    return silent < _SURELY_DEAD_SECONDS if alive is None else alive
+
+
+def last_change(folder: Path) -> float:
+    """When a run last wrote something, in seconds since 1970."""
+    places = [folder / name for name in (*_PARTS, "samples.jsonl", "checkpoints", "final")]
+    return max((place.stat().st_mtime for place in places if place.exists()), default=folder.stat().st_mtime)
+
+
+def planned(record: dict[str, Any], config: dict[str, Any]) -> int | None:
+    """Updates of the whole run, where known."""
+    for value in (record.get("planned"), record.get("updates"), (config.get("train") or {}).get("max_steps")):
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def newest_step(folder: Path) -> int:
+    """Updates done by the last line of metrics, found without reading the others."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):  # half a line, of a run that was killed
+            continue
+    return 0
+
+
+def some_metrics(folder: Path, name: str) -> Series | None:
+    """One metric of a run; lines without it are not looked into."""
+    word = json.dumps(name)
+    try:
+        with (folder / "metrics.jsonl").open(encoding="utf-8", errors="replace") as file:
+            lines = [line for line in file if word in line]
+    except FileNotFoundError:
+        return None
+    return _series(_parsed(lines, [])).get(name)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of everything in a folder; links count as themselves."""
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            total += os.lstat(os.path.join(place, name)).st_size
+    return total
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its largest unit: ``3 h``."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
+
+
+def byte_size(count: float) -> str:
+    """``1.2 GiB``"""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _json(path: Path, unread: list[str]) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        values = None
+    if isinstance(values, dict):
+        return values
+    unread.append(f"{path.name} could not be read")
+    return {}
+
+
+def _lines(path: Path, unread: list[str]) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            bad: list[int] = []
+            yield from _parsed(file, bad)
+    except FileNotFoundError:
+        return
+    if bad:
+        unread.append(f"{path.name}: {len(bad)} line{'s' * (len(bad) > 1)} could not be read, the first is {bad[0]}")
+
+
+def _parsed(lines: Iterable[str], bad: list[int]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            values = None
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            yield values
+        else:
+            bad.append(number)
+
+
+def _series(lines: Iterable[dict[str, Any]]) -> dict[str, Series]:
+    steps: dict[str, list[int]] = {}
+    values: dict[str, list[float]] = {}
+    for line in lines:
+        step = line.pop("step")
+        for name, value in line.items():
+            if value is None or isinstance(value, int | float):
+                steps.setdefault(name, []).append(step)
+                values.setdefault(name, []).append(float("nan") if value is None else float(value))
+    return {name: Series(np.array(steps[name], dtype=np.int64), np.array(values[name])) for name in steps}

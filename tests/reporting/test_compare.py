@@ -1,0 +1,138 @@
+"""Settings that differ, seeds together, and the best run with how sure that is, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.run_folders import config
+
+from dpo_cli.reporting.compare import (
+    MISSING,
+    default_metric,
+    differences,
+    estimates,
+    lower_is_better,
+    sampling_error,
+    seed_groups,
+    short_key,
+    t_975,
+    verdict,
+)
+from dpo_cli.reporting.runs import Run, Status
+
+
+def run(name: str, final: dict[str, float], status: str = "done", **settings) -> Run:
+    record = {"status": status, "final": final, "data": {"held_out": {"groups": 400}}}
+    return Run(Path(name), name, config(**settings), record, {}, [], {}, Status(status))
+
+
+def test_differences_are_those_of_the_training_alone() -> None:
+    configs = [
+        config(run_dir="a", tracker={"name": "wandb"}),
+        config(run_dir="b", loss__beta=0.3),
+        config(resume="auto", loss={"name": "ipo", "beta": 0.1}, optim__betas=[0.9, 0.99]),
+    ]
+    assert differences(configs) == {
+        "loss.name": ["dpo", "dpo", "ipo"],
+        "loss.beta": ["0.1", "0.3", "0.1"],
+        "loss.label_smoothing": ["0", "0", MISSING],
+        "optim.betas": ["[0.9, 0.95]", "[0.9, 0.95]", "[0.9, 0.99]"],
+    }
+    assert differences(configs[:1]) == {}
+
+
+def test_keys_are_short_where_that_is_clear() -> None:
+    keys = ["loss.name", "loss.beta", "optim.lr", "data.path", "model.path"]
+    assert [short_key(key, keys) for key in keys] == ["loss", "beta", "lr", "data.path", "model.path"]
+
+
+def test_runs_of_other_seeds_are_a_group() -> None:
+    runs = [run(f"{beta}-{seed}", {}, loss__beta=beta, seed=seed) for seed in (0, 1) for beta in (10.0, 0.5, 2.0)]
+    groups = seed_groups(runs)
+    assert [group.name for group in groups] == ["beta=0.5", "beta=2", "beta=10"]  # by number, not by letter
+    assert [group.runs for group in groups] == [(1, 4), (2, 5), (0, 3)]
+    assert [group.name for group in seed_groups(runs[:1])] == ["10.0-0"]
+
+
+def test_runs_without_a_configuration_are_not_taken_for_seeds() -> None:
+    runs = [replace(run(name, {}), config={}) for name in ("a", "b")]
+    assert [group.runs for group in seed_groups(runs)] == [(0,), (1,)]
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 5, 15, 16, 20, 50, 1000])
+def test_quantiles_of_t(freedom: int) -> None:
+    """The density integrated up to the quantile is 0.475 more than a half."""
+    points = np.linspace(0.0, t_975(freedom), 200_001)
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+    density = scale * (1 + points**2 / freedom) ** (-(freedom + 1) / 2)
+    assert float(np.trapezoid(density, points)) == pytest.approx(0.475, abs=1e-4)
+
+
+def test_an_interval_over_seeds() -> None:
+    runs = [run(str(seed), {"m": value}, seed=seed) for seed, value in enumerate((0.80, 0.84, 0.85))]
+    (found,) = estimates(runs, seed_groups(runs), "m")
+    assert found.mean == pytest.approx(0.83)
+    assert found.error == pytest.approx(math.sqrt(((0.03) ** 2 + 0.01**2 + 0.02**2) / 2 / 3))
+    assert found.half == pytest.approx(4.303 * found.error)
+    assert (found.seeds, str(found)) == (3, "0.83 ± 0.066")
+
+
+def test_what_one_run_leaves_open() -> None:
+    one = run("a", {"eval/rewards/accuracies": 0.9, "samples/kl": 1.0, "samples/kl_error": 0.1})
+    assert sampling_error(one, "eval/rewards/accuracies") == pytest.approx(math.sqrt(0.9 * 0.1 / 400))
+    assert sampling_error(one, "samples/kl") == 0.1
+    assert sampling_error(one, "eval/loss") is None
+    rows = [{"step": step, "true_reward": value} for step, value in ((0, 0.0), (0, 9.0), (5, 0.2), (5, 0.6))]
+    assert sampling_error(replace(one, samples=rows), "samples/true_reward") == pytest.approx(0.2)  # 0.4/√2/√2
+
+
+def test_the_best_and_how_sure() -> None:
+    values = {0.1: (0.70, 0.72), 0.3: (0.90, 0.91), 1.0: (0.60,)}
+    runs = [
+        run(f"{beta}-{seed}", {"m": value}, loss__beta=beta, seed=seed)
+        for beta, found in values.items()
+        for seed, value in enumerate(found)
+    ]
+    text = verdict(runs, "m", "quality")
+    assert text.startswith(
+        "Best by quality: beta=0.3, 0.905 ± 0.064 (95 % interval over 2 seeds). Next: beta=0.1, 0.71 ±"
+    )
+    # Welch: variances of the means 2.5e-5 and 1e-4, so 1.25e-4² / (2.5e-5² + 1e-4²) = 1.4706 degrees of freedom.
+    half = t_975(1.4706) * math.sqrt(1.25e-4)
+    assert f"the difference is 0.2 ± {half:.2g}." in text
+    assert "Next" not in verdict(runs[:2], "m")  # one group has nothing to be compared with
+    assert verdict(runs, "nothing") == verdict([], None) == "No run has a metric to choose the best by."
+
+
+def test_what_chance_explains_is_said() -> None:
+    close = [
+        run(str(beta), {"eval/rewards/accuracies": value}, loss__beta=beta) for beta, value in ((1, 0.90), (2, 0.91))
+    ]
+    assert "too small to tell the two apart" in verdict(close, "eval/rewards/accuracies")
+    far = [
+        run(str(beta), {"eval/rewards/accuracies": value}, loss__beta=beta) for beta, value in ((1, 0.60), (2, 0.91))
+    ]
+    assert "the difference is 0.31 ± 0.056." in verdict(far, "eval/rewards/accuracies")
+
+
+def test_unfinished_runs_are_not_the_best_while_others_are_finished() -> None:
+    runs = [run("a", {"m": 0.5}, loss__beta=1.0), run("b", {"m": 0.9}, "failed", loss__beta=2.0)]
+    assert "Best by m: a, 0.5" in verdict(runs, "m")
+    assert "Best by m: b, 0.9" in verdict(runs[1:], "m")
+
+
+def test_directions_and_the_metric_of_choice() -> None:
+    assert [
+        name for name in ("eval/loss", "loss/sft", "samples/kl", "memory/rss_gib") if not lower_is_better(name)
+    ] == []
+    assert not lower_is_better("eval/rewards/accuracies")
+    runs = [run("a", {"loss": 1.0}), run("b", {"loss": 1.0, "eval/loss": 1.0, "eval/rewards/accuracies": 0.5})]
+    assert default_metric(runs) == "loss"  # all have it
+    assert default_metric(runs[1:]) == "eval/rewards/accuracies"
+    assert default_metric([run("c", {})]) is None
+    losses = [run("a", {"m/loss": 1.0}, loss__beta=1.0), run("b", {"m/loss": 2.0}, loss__beta=2.0)]
+    assert "Best by m/loss: beta=1" in verdict(losses, "m/loss")
