@@ -5,19 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from dpo_cli.commands.flags import Parser
 from dpo_cli.errors import DpoError
 from dpo_cli.importing import import_config
 from dpo_cli.importing.draft import Draft
 from dpo_cli.importing.trl_options import TRAINERS
-
-
-class _Parser(argparse.ArgumentParser):
-    """One line for a mistake, as everywhere in dpo."""
-
-    def error(self, message: str) -> NoReturn:
-        raise DpoError(f"import: {message} (dpo import --help)")
 
 
 def run(words: Sequence[str]) -> None:
@@ -45,7 +38,7 @@ def run(words: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="dpo import",
         description="Turn a configuration of TRL, axolotl or LLaMA-Factory into an experiment of dpo: YAML, "
         "with remarks on what could not be converted or means something else. Nothing in the file is run.",
