@@ -212,6 +212,8 @@ def _explained(error: Exception, repo: str) -> DpoError | None:
         if status >= 500 or status == 429:
             return StorageError(f"push: the hub failed ({status}: {said}); nothing was committed, try again later")
         return DpoError(f"push: {_REFUSED.get(status, 'the hub refused').format(repo=repo)} ({status}: {said})")
+    if isinstance(cause, ValueError) and said.startswith("Invalid metadata"):
+        return DpoError(f"push: {said}; nothing was committed, put its first lines right")
     module = type(cause).__module__.partition(".")[0]
     if isinstance(cause, OSError | RuntimeError) or module.startswith("httpx"):
         return StorageError(
