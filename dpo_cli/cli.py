@@ -20,6 +20,8 @@ COMMANDS = {
 HELPERS = {
     "report": "one HTML file about a run, a sweep or any set of runs",
     "runs": "list runs and how they stand, compare two, remove old checkpoints",
+    "merge": "merge an adapter into its base model: plain weights with the same log-probs",
+    "push": "upload a trained model to the Hugging Face hub, private unless told otherwise",
     "import": "turn a TRL, axolotl or LLaMA-Factory config into an experiment",
     "configs": "print the folder with the configuration files, to read or to copy from",
     "completion": "print tab completion for bash, zsh or fish",
@@ -126,6 +128,14 @@ def _run(words: list[str]) -> int:
             from dpo_cli.commands.import_config import run
 
             run(rest)
+        case "merge":
+            from dpo_cli.commands.merge import run as merge
+
+            merge(rest)
+        case "push":
+            from dpo_cli.commands.push import run as push
+
+            push(rest)
         case "completion":
             from dpo_cli.completion import script
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from dpo_cli import distributed
 from dpo_cli.commands.caches import cache_folder
+from dpo_cli.commands.card import about, model_card, text_hash
 from dpo_cli.commands.hooks import RunHooks, open_trackers
 from dpo_cli.commands.parts import Reference, Scorer, Setup, resolve_precision, resolve_token_budget
 from dpo_cli.commands.places import policy_files, reference_place
-from dpo_cli.commands.report import config_yaml, model_card, show_outcome, show_samples
+from dpo_cli.commands.report import config_yaml, show_outcome, show_samples
 from dpo_cli.commands.resume import check_same_run, find_checkpoint, load_weights, update_settings
 from dpo_cli.commands.rows import Rows, describe_rows, load_rows
 from dpo_cli.config import TrainConfig
@@ -244,7 +245,7 @@ class _Run:
         samples = hooks.sample(updates, "sample after", hooks.reference)
         final = {**hooks.latest, **memory()}
         if hooks.first and samples is not None:
-            (self.run_dir / "final" / "README.md").write_text(self._card(hooks, updates), encoding="utf-8")
+            self._write_card(self._card(hooks, updates))
         seconds = round(time.monotonic() - started, 3)
         self.record.update(status="done", exit_code=0, updates=updates, final=final, seconds=seconds)
         return samples
@@ -265,6 +266,7 @@ class _Run:
         else:
             say(f"reference: {reference_place(config.reference, config.model)}, {_source(reference)}")
         self.record.update(
+            about=about(config, scorer.loaded.adapter),
             attention=scorer.attention,
             reference={
                 "identity": reference.identity,
@@ -374,17 +376,13 @@ class _Run:
                 state=hooks.loss_state,
             )
 
+    def _write_card(self, text: str) -> None:
+        (self.run_dir / "final" / "README.md").write_text(text, encoding="utf-8")
+        self.record.update(card=text_hash(text))
+
     def _card(self, hooks: RunHooks, updates: int) -> str:
-        count = sum(group.count(self.loss.kind) for group in self.rows.data.train)
-        adapter = hooks.scorer.loaded.adapter
-        return model_card(
-            self.config,
-            f"{count:,} {self.loss.kind}",
-            hooks.latest,
-            updates,
-            base=policy_files(self.config.model),
-            adapter="" if adapter is None else str(adapter),
-        )
+        settings = self.config.model_dump(mode="json")
+        return model_card(settings, {**self.record.values, "final": hooks.latest, "updates": updates})
 
     def _export(self, hooks: RunHooks, updates: int) -> None:
         loaded, tokenizer = hooks.scorer.loaded, self.rows.tokenizer
@@ -393,17 +391,18 @@ class _Run:
         with self.console.phase("save final/"):
             if loaded.adapter is not None:
                 export_adapter(folder, loaded.adapter, tokenizer, weights, card=card, first=hooks.first)
-                return
-            export(
-                folder,
-                loaded.model,
-                tokenizer,
-                weights,
-                dropout=loaded.dropout,
-                card=card,
-                ends=self.rows.data.ends,
-                first=hooks.first,
-            )
+            else:
+                export(
+                    folder,
+                    loaded.model,
+                    tokenizer,
+                    weights,
+                    dropout=loaded.dropout,
+                    card=card,
+                    ends=self.rows.data.ends,
+                    first=hooks.first,
+                )
+        self.record.update(card=text_hash(card))
 
 
 def _source(reference: Reference) -> str:

@@ -51,17 +51,40 @@ def export(
     state = {name: tensor.contiguous() for name, tensor in weights if first}
     if not first:
         return
+    with _whole_or_not(folder) as partial:
+        write_model(partial, model, tokenizer, state, dropout=dropout, card=card, ends=ends)
+
+
+def write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    state: Mapping[str, Tensor],
+    *,
+    dropout: Mapping[str, float],
+    card: str,
+    ends: Sequence[int],
+) -> None:
+    """Write a plain Hugging Face folder, and read its weights back.
+
+    Args:
+        folder: there, and empty.
+        model, tokenizer, dropout, card, ends: as for ``export``.
+        state: every parameter by its name in ``model``.
+
+    Raises:
+        StorageError: if what was written is not what was meant.
+    """
     during = {name: getattr(model.config, name) for name in dropout}
     for name, value in dropout.items():
         setattr(model.config, name, value)
     try:
-        with _whole_or_not(folder) as partial:
-            _stop_at(model, ends)
-            model.save_pretrained(partial, state_dict=dict(state), max_shard_size="5GB")
-            tokenizer.save_pretrained(partial)
-            (partial / "README.md").write_text(card, encoding="utf-8")
-            # On disk some families' parameters have other names and cuts than in memory (experts, above all).
-            verify(partial, revert_weight_conversion(model, dict(state)))
+        _stop_at(model, ends)
+        model.save_pretrained(folder, state_dict=dict(state), max_shard_size="5GB")
+        tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        # On disk some families' parameters have other names and cuts than in memory (experts, above all).
+        verify(folder, revert_weight_conversion(model, dict(state)))
     finally:
         for name, value in during.items():
             setattr(model.config, name, value)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.command import dpo
 from helpers.runs import (
     Place,
     assert_identical_runs,
@@ -23,6 +24,7 @@ from helpers.runs import (
     updates,
     weights,
 )
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -355,3 +357,27 @@ def test_adapters_that_can_not_be_gone_on_with(place: Place, sft: Path, tmp_path
     ended = place.try_run(tmp_path / "run", {"model.path": sft, "model/adapter": "lora"})
     assert ended.code == 2
     assert "model/adapter=existing" in ended.err
+
+
+# -- merged
+
+
+def test_merged_it_is_evaluated_as_the_adapter_was(place: Place, lora: Path, tmp_path: Path) -> None:
+    words = [str(lora), str(tmp_path / "merged")]
+    job = dpo("merge", *words, cwd=tmp_path)
+    assert job.returncode == 0, job.stderr
+    assert f"written to {tmp_path / 'merged'}" in job.stdout
+    changes = {"model.path": tmp_path / "merged", "data.path": place.held_out, "reference.path": place.model}
+    ended = place.dpo("eval", {**changes, "precision": "fp32", "output": tmp_path / "out"})
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "out" / "eval.json").read_text())["metrics"]
+    logged = {name.removeprefix("eval/"): value for name, value in evaluations(lora)[-1].items() if name != "step"}
+    assert found == pytest.approx(logged, abs=1e-5)
+    assert abs(found["rewards/margins"]) > 0.05
+    merged, final = (ModelCard.load(folder / "README.md") for folder in (tmp_path / "merged", lora / "final"))
+    assert (merged.data.library_name, final.data.library_name) == ("transformers", "peft")
+    assert "LoRA of rank 16" in merged.text
+    assert str(place.root) not in merged.text + final.text
+    again = dpo("merge", *words, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
