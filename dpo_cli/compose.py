@@ -245,15 +245,19 @@ def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         if section in values:
             values[section] = ran[section]
     if "eval" in values:
-        values["eval"] = {**values["eval"], **ran["eval"]}  # a run of an older version has fewer keys
+        kept = {name: value for name, value in ran["eval"].items() if name not in ("tasks", "shots", "task_limit")}
+        values["eval"] = {**values["eval"], **kept}  # a run of an older version has fewer keys
     values["seed"] = ran["seed"]
     values["precision"] = read(Path(str(run))).get("precision", ran["train"]["precision"])  # what `auto` came to
     values["tokens_per_micro_batch"] = ran["train"]["tokens_per_micro_batch"]
     config = OmegaConf.create(values)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if override.get_key_element().lstrip("+") in ("loss", "data", "model", "reference", "launch", "eval"):
+        key = override.get_key_element().lstrip("+")
+        if key == "judge" or override.input_line == "eval=harness":
+            continue  # an option that the run says nothing of, and which is composed already
+        if key in ("loss", "data", "model", "reference", "launch", "eval"):
             raise DpoError(f"{override.input_line}: with run=..., the run's own choice can't be replaced as a whole")
-        OmegaConf.update(config, override.get_key_element().lstrip("+"), override.value(), force_add=True)
+        OmegaConf.update(config, key, override.value(), force_add=True)
     given = {override.partition("=")[0] for override in overrides}
     if "eval" not in values:  # dpo score: what the run said of its own rows says nothing of this file
         own: dict[str, Any] = {"path": None, "split": "train", "streaming": False}

@@ -105,6 +105,9 @@ class EvalConfig(Section):
     max_new_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
     true_reward: Literal["quickstart"] | None
+    tasks: list[str]
+    shots: CountFromZero | None
+    task_limit: PositiveInt | None
 
 
 class TrainSection(Section):
@@ -159,6 +162,7 @@ class ScoreConfig(Section):
     loss: LossConfig = Field(discriminator="name")
     reference: ReferenceConfig
     run: str | None
+    step: PositiveInt | None
     seed: CountFromZero
     precision: Precision
     tokens_per_micro_batch: PositiveInt | Auto
@@ -379,6 +383,8 @@ def _conflicts(config: Section) -> Iterator[str]:
     data = config.data
     yield from _source_conflicts(data)
     yield from _text_conflicts(data)
+    if isinstance(config, ScoreConfig) and config.step is not None and config.run is None:
+        yield f"step={config.step} has no effect without run: it names a checkpoint of a run"
     if data.max_prompt_length is not None and data.max_prompt_length >= data.max_length:
         yield (
             f"data.max_prompt_length={data.max_prompt_length} leaves no room for an answer in "
@@ -409,8 +415,15 @@ def _conflicts(config: Section) -> Iterator[str]:
 
 def _sampling_conflicts(config: EvaluateConfig) -> Iterator[str]:
     """Of who is asked what, and who judges."""
+    for name in ("shots", "task_limit"):
+        if getattr(config.eval, name) is not None and not config.eval.tasks:
+            yield f"eval.{name} has no effect without eval.tasks"
+    if config.eval.tasks and config.launch.num_processes not in (1, "auto"):
+        yield "eval.tasks are run by one process: launch.num_processes=1"
     if config.judge.name != "none" and not config.eval.samples:
         yield f"judge={config.judge.name} has no effect without eval.samples: it judges sampled answers"
+    if config.judge.name != "none" and config.run is None and config.reference.path is None:
+        yield f"judge={config.judge.name} needs answers to win against: name a reference, reference.path=..."
     if config.prompts is not None and not config.eval.samples:
         yield "prompts has no effect without eval.samples, which says how many of them are answered"
     if config.prompts is not None and config.eval.true_reward is not None:
@@ -474,7 +487,8 @@ def _loss_conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:
             yield f"data.{column} has no effect: loss={loss.name} makes no use of it"
     if config.reference.mode == "none" and loss.needs_reference:
         yield f"reference.mode=none: loss={loss.name} needs a reference"
-    if config.reference.path is not None and not loss.needs_reference and not config.eval.samples:  # for their KL
+    unused = isinstance(config, TrainConfig) and not config.eval.samples  # for their KL
+    if config.reference.path is not None and not loss.needs_reference and unused:
         yield f"reference.path has no effect: loss={loss.name} needs no reference"
     for place, term in loss.terms.items() if isinstance(loss, SumConfig) else [("", loss)]:
         prefix = f"loss.terms.{place}" if place else "loss"
@@ -509,6 +523,8 @@ def _sum_conflicts(loss: SumConfig) -> Iterator[str]:
 def _train_conflicts(config: TrainConfig) -> Iterator[str]:
     yield from optim_conflicts(config.optim)
     train = config.train
+    if config.eval.tasks:
+        yield "eval.tasks has no effect in `dpo train`: dpo eval run=... eval=harness runs them, before and after"
     if train.eval_every is not None and config.data.eval is None:
         yield f"train.eval_every={train.eval_every} has no effect without data.eval"
     if config.eval.samples and config.data.eval is None:

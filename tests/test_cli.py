@@ -137,7 +137,14 @@ MISTAKES = {
     ),
     "score of three": mistake("score", "a.jsonl", "b.jsonl", "c.jsonl", says=["dpo score FILE OUT: c.jsonl is"]),
     "a judge of nothing": mistake(
-        "eval", *GIVEN, "judge=reward_model", "judge.path=rm", says=["judge=reward_model has no effect without eval.s"]
+        "eval",
+        *GIVEN,
+        "judge=reward_model",
+        "judge.path=rm",
+        says=[
+            "judge=reward_model has no effect without eval.samples",
+            "judge=reward_model needs answers to win against",
+        ],
     ),
     "prompts for nothing": mistake("eval", *GIVEN, "prompts=a.json", says=["prompts has no effect without eval"]),
     "eval of nothing": mistake("eval", says=["model.path has no value", "data.path has no value"]),

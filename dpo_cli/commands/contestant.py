@@ -27,7 +27,13 @@ def other_model(config: EvaluateConfig) -> EvaluateConfig:
             raise DpoError(f"{file} is not a configuration")
         given = read_config({str(key): value for key, value in ran.items()}, TrainConfig, [file])
         return config.model_copy(
-            update={"run": against, "model": given.model, "loss": given.loss, "reference": given.reference}
+            update={
+                "run": against,
+                "step": None,
+                "model": given.model,
+                "loss": given.loss,
+                "reference": given.reference,
+            }
         )
     reference = config.reference.path
     if reference is None and config.run is not None:
@@ -35,6 +41,7 @@ def other_model(config: EvaluateConfig) -> EvaluateConfig:
     return config.model_copy(
         update={
             "run": None,
+            "step": None,
             "model": config.model.model_copy(
                 update={"path": against, "revision": None, "adapter": NoAdapterConfig(name="none")}
             ),

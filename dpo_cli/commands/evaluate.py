@@ -23,9 +23,10 @@ from dpo_cli.config import DataConfig, EvaluateConfig
 from dpo_cli.data.collate import FlatBatch
 from dpo_cli.data.load import Data
 from dpo_cli.data.types import Group
-from dpo_cli.errors import CheckpointError, DataError
+from dpo_cli.errors import CheckpointError, DataError, DpoError
 from dpo_cli.evaluation import measures
 from dpo_cli.evaluation.alarms import Alarm, of_preferences
+from dpo_cli.evaluation.harness import run_tasks
 from dpo_cli.evaluation.intervals import Bootstrap, plain
 from dpo_cli.evaluation.paired import compare, shared
 from dpo_cli.evaluation.preferences import evaluate_preferences
@@ -59,7 +60,8 @@ def run(config: EvaluateConfig) -> None:
         distributed.stop()
     if console.silent:
         return
-    title = f"{config.run or config.model.path}: {len(rows.data.held_out):,} rows"
+    name = f"{config.run or config.model.path}" + ("" if config.step is None else f", step {config.step}")
+    title = f"{name}: {len(rows.data.held_out):,} rows"
     show(console, title, found, alarms)
     if generations is not None:
         show_generations(console, generations.rows(), found)
@@ -67,13 +69,16 @@ def run(config: EvaluateConfig) -> None:
     if output is None:
         return
     Path(output).mkdir(parents=True, exist_ok=True)
+    of_step = "" if config.step is None else f"-step-{config.step}"  # beside what is said of the run's final model
+    file = Path(output, f"eval{of_step}.json")
     said = [alarm._asdict() for alarm in alarms]
     values = {"version": VERSION, "config": config.model_dump(mode="json"), **plain(found), "alarms": said}
-    write_json(Path(output, "eval.json"), values)
+    write_json(file, values)
     if generations is not None:
-        write_generations(Path(output), Path(config.run or config.model.path).name, generations)
-    console.result(f"written to {Path(output, 'eval.json')}")
-    if config.run is not None and output == config.run:
+        called = Path(config.run or config.model.path).name
+        write_generations(Path(output), f"{called}{of_step}", of_step, generations)
+    console.result(f"written to {file}")
+    if config.run is not None and output == config.run and config.step is None:
         place = config.data.eval if isinstance(config.data.eval, str) else config.data.path
         rows_of = f"{len(rows.data.held_out):,} held-out rows" + (f" of {Path(place).name}" if place else "")
         into_card(Path(config.run, "final", "README.md"), rows_of, found, alarms)
@@ -124,6 +129,7 @@ def _evaluate(
             bootstrap=bootstrap,
             console=console,
         )
+    tasks = _tasks(config, rows, scored, console) if config.eval.tasks else {}
     groups, comparisons = rows.data.held_out, scored.scores.comparisons()
     facts = row_facts(_data(config.data), loss.kind, _columns(config), {group.source for group in groups})
     found: dict[str, Any] = {
@@ -131,9 +137,10 @@ def _evaluate(
         "intervals": {"level": bootstrap.level, "resamples": bootstrap.resamples, "over": "prompts"},
         "metrics": scored.metrics | ({} if generations is None else generations.metrics),
         **({} if generations is None else generations.found),
+        **({"tasks": tasks} if tasks else {}),
     }
     alarms: list[Alarm] = [] if generations is None else generations.alarms
-    if len(comparisons):
+    if len(comparisons) > 0:
         found |= _preferences(comparisons, groups, facts, bootstrap)
         alarms = of_preferences(found["preferences"], found["baselines"], found["length"], found["shifts"]) + alarms
     else:
@@ -145,19 +152,43 @@ def _evaluate(
     return found, alarms, generations
 
 
+def _tasks(config: EvaluateConfig, rows: Rows, scored: _Scored, console: Console) -> dict[str, Any]:
+    """Standard tasks, of the model and of its reference."""
+    if distributed.world_size() > 1:
+        raise DpoError("eval.tasks are run by one process: launch.num_processes=1")
+    models = {"policy": scored.scorer.policy}
+    if scored.reference is not None:
+        models["reference"] = scored.reference.policy()
+    found: dict[str, Any] = {}
+    for name, policy in models.items():
+        with console.phase(f"tasks, {name}"):
+            scores = run_tasks(
+                policy,
+                rows.tokenizer,
+                config.eval.tasks,
+                shots=config.eval.shots,
+                limit=config.eval.task_limit,
+            )
+        for task, values in scores.items():
+            found.setdefault(task, {})[name] = values
+    return found
+
+
 def _score(config: EvaluateConfig, loss: Loss, rows: Rows, console: Console) -> _Scored:
     """Load the model and its reference, and score the rows."""
     console.say(describe_rows(rows, loss.kind))
     precision = str(distributed.from_first(resolve_precision(config.precision, config.reference.cache_dir)))
     budget = resolve_token_budget(config.tokens_per_micro_batch)
     setup = Setup(config.model, config.reference, rows, precision, budget, console, config.seed)
-    scorer = load_scored(setup, config.run)
+    scorer = load_scored(setup, config.run, config.step)
     scorer.policy.eval()
     console.say(f"{precision} on {distributed.device()}; attention: {scorer.attention}")
     reference = None
     if config.run is not None or config.reference.path is not None:
-        reference = setup.make_reference(groups=scorer.policy.groups, scorer=None, needed=loss.needs_reference)
-    if loss.needs_reference and reference is not None:
+        # A loss without one has its drift measured as well.
+        needed = loss.needs_reference or config.reference.mode != "none"
+        reference = setup.make_reference(groups=scorer.policy.groups, scorer=None, needed=needed)
+    if reference is not None and reference.lookup is not None:
         console.say(f"reference: {config.reference.path or config.model.path} ({reference.counts})")
         if config.reference.update_every is not None:
             console.warn(
@@ -277,19 +308,26 @@ def _keys(groups: Any) -> list[tuple[str, int, int]]:
     return [(group.source, pair.winner, pair.loser) for group in groups for pair in group.pairs]
 
 
-def load_scored(setup: Setup, run: str | None) -> Scorer:
-    """The model to be looked at: a run's, or that of ``model.path``."""
-    return setup.load_policy() if run is None else _trained(setup, Path(run))
+def load_scored(setup: Setup, run: str | None, step: int | None) -> Scorer:
+    """The model to be looked at: that of ``model.path``; or a run's: ``final/``, or else its newest checkpoint over the
+    model it started from, or the checkpoint of a step.
 
-
-def _trained(setup: Setup, run_dir: Path) -> Scorer:
-    """The run's model: ``final/``, or else its newest checkpoint over the model it started from."""
-    if (run_dir / "final").is_dir():
+    Raises:
+        CheckpointError: the run has no such model.
+    """
+    if run is None:
+        return setup.load_policy()
+    run_dir = Path(run)
+    if step is not None:
+        found: checkpoint.Checkpoint | None = checkpoint.read(checkpoint.folder_of(run_dir / "checkpoints", step))
+    elif (run_dir / "final").is_dir():
         return setup.load(find_files(str(run_dir / "final"), None, quantization=setup.model.adapter.quantization))
-    found, _ = checkpoint.find(run_dir)
+    else:
+        found, _ = checkpoint.find(run_dir)
     if found is None:
         raise CheckpointError(f"run={run_dir}: it has neither final/ nor a valid checkpoint; let the run go on first")
-    setup.console.say(f"the run is not finished: evaluating {found.folder}")
+    why = "the run is not finished: evaluating" if step is None else "the model of"
+    setup.console.say(f"{why} {found.folder}")
     scorer = setup.load_policy()
     load_weights(scorer.policy, found)
     return scorer

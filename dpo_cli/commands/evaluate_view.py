@@ -80,6 +80,8 @@ def show(console: Console, title: str, found: Mapping[str, Any], alarms: Sequenc
         _plain(console, "means of the loss's own metrics, as in training", found["metrics"])
     if "benchmark" in found:
         show_benchmark(console, found["benchmark"])
+    if "tasks" in found:
+        _show_tasks(console, found["tasks"])
     if "against" in found:
         _show_against(console, found["against"])
 
@@ -120,6 +122,19 @@ def show_benchmark(console: Console, found: Mapping[str, Any]) -> None:
     for name, subset in found["subsets"].items():
         table.add_row(name, f"{subset['rows']:,}", f"{subset['value']:.4f}")
     console.table(table)
+
+
+def _show_tasks(console: Console, tasks: Mapping[str, Any]) -> None:
+    table = _table("lm-evaluation-harness, with standard errors", "task", "metric", "reference", "policy")
+    for task, sides in tasks.items():
+        for metric, score in sides["policy"].items():
+            before = sides.get("reference", {}).get(metric)
+            table.add_row(task, metric, "-" if before is None else _with_error(before), _with_error(score))
+    console.table(table)
+
+
+def _with_error(score: Mapping[str, float | None]) -> str:
+    return f"{score['value']:.4f}" + (f" ± {score['error']:.4f}" if score["error"] is not None else "")
 
 
 def _show_against(console: Console, found: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,46 +79,51 @@ def generate(
         bootstrap: over prompts.
         console: told of the phases.
     """
+    if isinstance(config.judge, EndpointConfig):
+        _key(config.judge)  # which is missed before anything is sampled
     other = None if reference is None else reference.policy()
     questions = [] if config.prompts is None else read_questions(config)
     mine, said = _answer(config, rows, scorer.policy, questions, "sample", console)
     theirs, other_said = (
         (None, []) if other is None else _answer(config, rows, other, questions, "sample the reference", console)
     )
-    metrics = mine.metrics()
-    found: dict[str, Any] = {}
-    at_temperature_1 = config.eval.temperature == 1.0
-    if at_temperature_1:  # else these are no samples of the models themselves
-
-        def logps(samples: Samples, model: Policy) -> list[Any]:
-            scored = score_all(model, samples.groups, share=model.groups, lengths=scorer.lengths, token_budget=budget)
-            return [each[0] for each in scored]
-
-        def measured(samples: Samples, model: Policy, under: Policy | None) -> dict[str, Any]:
-            answers = [group.answers[0] for group in samples.groups]
-            of_reference = None if under is None else logps(samples, under)
-            own = logps(samples, model)
-            if of_reference is not None:
-                metrics.update(drift([[each] for each in own], [[each] for each in of_reference]))
-            return sample_measures(answers, own, of_reference, ends=rows.data.ends, bootstrap=bootstrap)
-
-        found["drift"] = {"policy": measured(mine, scorer.policy, other)}
-        if theirs is not None and other is not None:
-            found["drift"]["reference"] = measured(theirs, other, None)
-    rate = None
+    metrics, found = mine.metrics(), dict[str, Any]()
+    if config.eval.temperature == 1.0:  # else these are no samples of the models themselves
+        found["drift"] = {}
+        for name, samples, model, under in (
+            ("policy", mine, scorer.policy, other),
+            ("reference", theirs, other, None),
+        ):
+            if samples is not None and model is not None:
+                own, reference_logps = (
+                    None if each is None else _logps(samples, each, scorer, budget) for each in (model, under)
+                )
+                assert own is not None
+                if reference_logps is not None:
+                    metrics |= drift([[each] for each in own], [[each] for each in reference_logps])
+                answers = [group.answers[0] for group in samples.groups]
+                ends = rows.data.ends
+                found["drift"][name] = sample_measures(answers, own, reference_logps, ends=ends, bootstrap=bootstrap)
     if config.judge.name != "none":
-        if theirs is None:
-            raise DpoError(
-                f"judge={config.judge.name}: there is no reference to win against; name one, reference.path=..."
-            )
-        rate = _win_rate(config, mine, theirs, bootstrap, console)
-        found["win_rate"] = rate
-    sides = [
-        None if each is None else {name: value.value for name, value in each.items()}
-        for each in (found.get("drift", {}).get(side) for side in ("policy", "reference"))
-    ]
-    alarms = [] if sides[0] is None else of_drift(sides[0], sides[1], (rate or {}).get("win_rate"))
-    return Generations(mine, theirs, metrics, found, alarms, questions, [said, other_said])
+        assert theirs is not None  # config.py sees to it
+        found["win_rate"] = _win_rate(config, mine, theirs, bootstrap, console)
+    return Generations(mine, theirs, metrics, found, _alarms(found), questions, [said, other_said])
+
+
+def _logps(samples: Samples, model: Policy, scorer: Scorer, budget: int) -> list[Any]:
+    """Token log-probs of each answer under a model."""
+    scored = score_all(model, samples.groups, share=model.groups, lengths=scorer.lengths, token_budget=budget)
+    return [each[0] for each in scored]
+
+
+def _alarms(found: Mapping[str, Any]) -> list[Alarm]:
+    sides = {
+        side: {name: estimate.value for name, estimate in measured.items()}
+        for side, measured in found.get("drift", {}).items()
+    }
+    if not sides:
+        return []
+    return of_drift(sides["policy"], sides.get("reference"), found.get("win_rate", {}).get("win_rate"))
 
 
 def _answer(
@@ -174,16 +179,10 @@ def _judge(config: EvaluateConfig, advance: Any) -> Judge:
     if isinstance(judge, RewardModelConfig):
         return reward_model(judge.path, advance)
     assert isinstance(judge, EndpointConfig)
-    key = None if judge.key_variable is None else os.environ.get(judge.key_variable)
-    if judge.key_variable is not None and not key:
-        raise DpoError(
-            f"judge=openai: the environment variable {judge.key_variable} is not set; set it, or "
-            "judge.key_variable=null for an endpoint that needs no key"
-        )
     return Endpoint(
         url=judge.url,
         model=judge.model,
-        key=key,
+        key=_key(judge),
         cache=cache_folder(judge.cache_dir) / "verdicts",
         retries=judge.retries,
         timeout=judge.timeout,
@@ -193,9 +192,31 @@ def _judge(config: EvaluateConfig, advance: Any) -> Judge:
     )
 
 
-def write_generations(folder: Path, model: str, found: Generations) -> None:
-    """``generations.jsonl``, and a benchmark's answers in its own format; all of a file or none of it."""
-    path = folder / "generations.jsonl"
+def _key(judge: EndpointConfig) -> str | None:
+    """Of the endpoint, from the environment.
+
+    Raises:
+        DpoError: it is not there.
+    """
+    key = None if judge.key_variable is None else os.environ.get(judge.key_variable)
+    if judge.key_variable is not None and not key:
+        raise DpoError(
+            f"judge=openai: the environment variable {judge.key_variable} is not set; set it, or "
+            "judge.key_variable=null for an endpoint that needs no key"
+        )
+    return key
+
+
+def write_generations(folder: Path, model: str, suffix: str, found: Generations) -> None:
+    """``generations.jsonl``, and a benchmark's answers in its own format; all of a file or none of it.
+
+    Args:
+        folder: to write into.
+        model: as it is called in a benchmark's format.
+        suffix: of the files' names.
+        found: the answers.
+    """
+    path = folder / f"generations{suffix}.jsonl"
     partial = path.with_suffix(".partial")
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()]
     partial.write_text("".join(lines), encoding="utf-8")
@@ -203,4 +224,4 @@ def write_generations(folder: Path, model: str, found: Generations) -> None:
     for name, said in zip(("policy", "reference"), found.said, strict=True):
         if said:
             called = model if name == "policy" else f"{model}-reference"
-            write_answers(folder, f"answers_{name}", called, found.questions, said)
+            write_answers(folder, f"answers_{name}{suffix}", called, found.questions, said)

@@ -183,7 +183,7 @@ def _scorer(config: ScoreConfig, rows: Rows, console: Console) -> tuple[Objectiv
     precision = resolve_precision(config.precision, config.reference.cache_dir)
     budget = resolve_token_budget(config.tokens_per_micro_batch)
     setup = Setup(config.model, config.reference, rows, precision, budget, console, config.seed)
-    scorer = load_scored(setup, config.run)
+    scorer = load_scored(setup, config.run, config.step)
     scorer.policy.eval()
     console.say(f"{precision} on {distributed.device()}; attention: {scorer.attention}")
     lookup = None
