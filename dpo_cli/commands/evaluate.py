@@ -130,12 +130,14 @@ def _evaluate(
             console=console,
         )
     tasks = _tasks(config, rows, scored, console) if config.eval.tasks else {}
-    groups, comparisons = rows.data.held_out, scored.scores.comparisons()
+    metrics, scores = scored.metrics, scored.scores
+    del scored  # a second model may need the room of the first
+    groups, comparisons = rows.data.held_out, scores.comparisons()
     facts = row_facts(_data(config.data), loss.kind, _columns(config), {group.source for group in groups})
     found: dict[str, Any] = {
         "rows": _counts(groups, comparisons),
         "intervals": {"level": bootstrap.level, "resamples": bootstrap.resamples, "over": "prompts"},
-        "metrics": scored.metrics | ({} if generations is None else generations.metrics),
+        "metrics": metrics | ({} if generations is None else generations.metrics),
         **({} if generations is None else generations.found),
         **({"tasks": tasks} if tasks else {}),
     }
@@ -146,7 +148,7 @@ def _evaluate(
     else:
         console.say("the rows have no comparisons (they are judged one by one): no accuracy, calibration or slices")
     if config.benchmark is not None:
-        found["benchmark"] = _benchmark(config.benchmark, groups, comparisons, scored.scores, facts)
+        found["benchmark"] = _benchmark(config.benchmark, groups, comparisons, scores, facts)
     if config.against is not None:
         found["against"] = _against(config, groups, comparisons, bootstrap, console)
     return found, alarms, generations

@@ -24,11 +24,11 @@ _NAMES = {
     "calibration_error": "calibration error",
 }
 _RULES = {
-    "longer_wins": "longer answer wins",
+    "longer_wins": "longer answer",
     "reference_logp": "reference's log-prob",
-    "reference_logp_per_token": "reference's log-prob per token",
+    "reference_logp_per_token": "... per token",
     "policy_logp": "the model's log-prob",
-    "policy_logp_per_token": "the model's log-prob per token",
+    "policy_logp_per_token": "... per token",
 }
 _LENGTH = {
     "chosen_longer": "accuracy where the chosen is longer",
@@ -87,11 +87,9 @@ def show(console: Console, title: str, found: Mapping[str, Any], alarms: Sequenc
 
 
 def _show_preferences(console: Console, found: Mapping[str, Any]) -> None:
-    table = _table(
-        "what needs no training, on the same comparisons", "", "accuracy", "95% interval", "reward's gain", ""
-    )
+    table = _table("what needs no training, on the same comparisons", "", "accuracy", "the reward's gain")
     for rule, values in found["baselines"].items():
-        table.add_row(_RULES[rule], *_cells(values["accuracy"]), *_cells(values["gain"]))
+        table.add_row(_RULES[rule], *("{} ({})".format(*_cells(values[name])) for name in ("accuracy", "gain")))
     console.table(table)
     table = _table("length", "", "value", "95% interval")
     for name, label in _LENGTH.items():
