@@ -16,6 +16,7 @@ COMMANDS = {
     "precompute-ref": "compute and keep the reference's log-probs, and nothing else",
     "inspect": "show what training will see of the rows, and audit them all",
     "eval": "held-out preference metrics, samples and drift of a run or a model",
+    "score": "add a model's implicit rewards to a file of answers",
 }
 HELPERS = {
     "report": "one HTML file about a run, a sweep or any set of runs",
@@ -96,11 +97,33 @@ def as_overrides(words: Sequence[str]) -> list[str]:
             value = value if equals else next(rest, "")
             if not value:
                 raise DpoError(f"{flag} needs a value: {'a file' if flag == '--html' else 'a level, or findings'}")
-            quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-            found.append(f"inspect.html={quoted}" if flag == "--html" else f"inspect.fail_on=[{value}]")
+            found.append(f"inspect.html={_quoted(value)}" if flag == "--html" else f"inspect.fail_on=[{value}]")
         else:
             found.append(word)
     return found
+
+
+def files_as_overrides(words: Sequence[str]) -> list[str]:
+    """``dpo score``'s two files as keys of the configuration.
+
+    Raises:
+        DpoError: more files than two.
+    """
+    keys = ["data.path", "output"]
+    found = []
+    for word in words:
+        if "=" in word or word.startswith(("-", "~")):
+            found.append(word)
+        elif not keys:
+            raise DpoError(f"dpo score FILE OUT: {word} is a third file")
+        else:
+            found.append(f"{keys.pop(0)}={_quoted(word)}")
+    return found
+
+
+def _quoted(value: str) -> str:
+    """As Hydra reads any text."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _run(words: list[str]) -> int:
@@ -151,7 +174,8 @@ def _run(words: list[str]) -> int:
         case _ if name in COMMANDS:
             from dpo_cli.compose import run_command
 
-            return run_command(name, as_overrides(rest) if name == "inspect" else rest)
+            words = {"inspect": as_overrides, "score": files_as_overrides}.get(name, list)(rest)
+            return run_command(name, words)
         case _:
             near = difflib.get_close_matches(name, [*COMMANDS, *HELPERS], n=1)
             hint = f"did you mean {near[0]}? " if near else ""

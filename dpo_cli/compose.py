@@ -26,16 +26,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError  # type: ignore[import-untyped] # OmegaConf reads files with it
 
-from dpo_cli.config import EvaluateConfig, InspectConfig, TrainConfig, read_config
+from dpo_cli.config import EvaluateConfig, InspectConfig, ScoreConfig, TrainConfig, read_config
 from dpo_cli.errors import ConfigError, DpoError, ExitCode, Preempted
 from dpo_cli.overrides import add_plus, apart, asks_for_sweep, check_options, explain, explain_yaml, is_flag, targets
 from dpo_cli.run_folder import read
 
-SCHEMAS: dict[str, type[TrainConfig] | type[EvaluateConfig]] = {
+SCHEMAS: dict[str, type[TrainConfig] | type[ScoreConfig]] = {
     "train": TrainConfig,
     "precompute-ref": TrainConfig,
     "eval": EvaluateConfig,
     "inspect": InspectConfig,
+    "score": ScoreConfig,
 }
 
 _QUICKSTART_ASSETS = Path(__file__).parent / "quickstart" / "assets"
@@ -70,7 +71,7 @@ def run_command(command: str, words: list[str]) -> int:
         words = [word for word in words if word != "resume=auto"]  # a sweep goes on anyway
         sweep = Sweep(words)
         words = [*words, f"hydra.sweep.dir='{sweep.folder}'"]
-    configs: list[TrainConfig | EvaluateConfig] = []
+    configs: list[TrainConfig | ScoreConfig] = []
     problems: list[Exception] = []
 
     def task(tree: DictConfig) -> None:
@@ -211,7 +212,7 @@ def _arguments(command: str, words: Sequence[str]) -> Iterator[None]:
         logging.disable(logging.NOTSET)  # `job_logging: disabled` switches off all logging for good
 
 
-def _typed(command: str, tree: DictConfig) -> TrainConfig | EvaluateConfig:
+def _typed(command: str, tree: DictConfig) -> TrainConfig | ScoreConfig:
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
@@ -222,7 +223,7 @@ def _typed(command: str, tree: DictConfig) -> TrainConfig | EvaluateConfig:
     if "experiment" in values:
         file = next((file for file in _files() if file.parent.name == "experiment"), "experiment")
         raise ConfigError([f"{file}: the first line of an experiment must be `# @package _global_`"])
-    if command == "eval":
+    if command in ("eval", "score"):
         values = _with_run(values, _overrides())
     return read_config(values, SCHEMAS[command], list(_files()))
 
@@ -245,7 +246,7 @@ def _overrides() -> list[str]:
 
 
 def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """For ``dpo eval run=DIR``: the run's own configuration with what the command line says on top."""
+    """For ``dpo eval run=DIR`` and ``dpo score``: the run's own configuration, the command line on top."""
     run = values.get("run")
     if run is None:
         return values
@@ -255,21 +256,32 @@ def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     ran = OmegaConf.to_container(OmegaConf.load(file))
     if not isinstance(ran, dict):
         raise DpoError(f"{file} is not a configuration")
-    for section in ("model", "data", "loss", "reference", "launch", "eval"):
-        values[section] = ran[section]
+    for section in ("model", "data", "loss", "reference", "launch"):
+        if section in values:
+            values[section] = ran[section]
+    if "eval" in values:
+        kept = {name: value for name, value in ran["eval"].items() if name not in ("tasks", "shots", "task_limit")}
+        values["eval"] = {**values["eval"], **kept}  # a run of an older version has fewer keys
     values["seed"] = ran["seed"]
     values["precision"] = read(Path(str(run))).get("precision", ran["train"]["precision"])  # what `auto` came to
     values["tokens_per_micro_batch"] = ran["train"]["tokens_per_micro_batch"]
     config = OmegaConf.create(values)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if override.get_key_element().lstrip("+") in ("loss", "data", "model", "reference", "launch", "eval"):
+        key = override.get_key_element().lstrip("+")
+        if key == "judge" or override.input_line == "eval=harness":
+            continue  # an option that the run says nothing of, and which is composed already
+        if key in ("loss", "data", "model", "reference", "launch", "eval"):
             raise DpoError(f"{override.input_line}: with run=..., the run's own choice can't be replaced as a whole")
-        OmegaConf.update(config, override.get_key_element().lstrip("+"), override.value(), force_add=True)
+        OmegaConf.update(config, key, override.value(), force_add=True)
     given = {override.partition("=")[0] for override in overrides}
-    if "data.path" in given:
+    if "eval" not in values:  # dpo score: what the run said of its own rows says nothing of this file
+        own: dict[str, Any] = {"path": None, "split": "train", "streaming": False}
+        own |= dict.fromkeys(("mix", "eval", "subset", "revision", "limit", "weight", "margin", "label_prob"))
+        config.data.update({name: value for name, value in own.items() if f"data.{name}" not in given})
+    elif "data.path" in given:
         config.data.mix = None
-    if "data.path" in given and "data.eval" not in given:
-        config.data.eval = None
+        if "data.eval" not in given:
+            config.data.eval = None
     elif config.data.eval is None:
         raise DpoError(f"run={run} held no rows out: name rows to evaluate with data.path=... or data.eval=...")
     merged = OmegaConf.to_container(config, resolve=True)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError
 
 from dpo_cli.config_adapters import AdapterConfig, NewAdapterConfig
+from dpo_cli.config_judges import JudgeConfig
 from dpo_cli.config_losses import LossConfig, SumConfig, kind_of
 from dpo_cli.config_optim import OptimConfig, optim_conflicts
 from dpo_cli.config_types import Auto, CountFromZero, PositiveInt, Precision, Section
@@ -104,6 +105,9 @@ class EvalConfig(Section):
     max_new_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
     true_reward: Literal["quickstart"] | None
+    tasks: list[str]
+    shots: CountFromZero | None
+    task_limit: PositiveInt | None
 
 
 class TrainSection(Section):
@@ -151,20 +155,32 @@ class InspectConfig(TrainConfig):
     inspect: InspectSection
 
 
-class EvaluateConfig(Section):
-    """What ``dpo eval`` takes."""
+class ScoreConfig(Section):
+    """What ``dpo score`` takes."""
 
     model: ModelConfig
     data: DataConfig
     loss: LossConfig = Field(discriminator="name")
     reference: ReferenceConfig
-    launch: LaunchConfig
-    eval: EvalConfig
     run: str | None
+    step: PositiveInt | None
     seed: CountFromZero
     precision: Precision
     tokens_per_micro_batch: PositiveInt | Auto
     output: str | None
+
+
+class EvaluateConfig(ScoreConfig):
+    """What ``dpo eval`` takes."""
+
+    launch: LaunchConfig
+    eval: EvalConfig
+    against: str | None
+    benchmark: Literal["rewardbench", "rewardbench2"] | None
+    slices: list[str] | Auto
+    resamples: Annotated[int, Field(ge=100, strict=True)]
+    prompts: str | None
+    judge: JudgeConfig = Field(discriminator="name")
 
 
 Config = TypeVar("Config", bound=Section)
@@ -363,19 +379,26 @@ def _missing(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _conflicts(config: Section) -> Iterator[str]:
     """Keys that contradict each other, or have no effect together."""
-    if not isinstance(config, TrainConfig | EvaluateConfig):
+    if not isinstance(config, TrainConfig | ScoreConfig):
         return
     data = config.data
     yield from _source_conflicts(data)
     yield from _text_conflicts(data)
+    if isinstance(config, ScoreConfig) and config.step is not None and config.run is None:
+        yield f"step={config.step} has no effect without run: it names a checkpoint of a run"
     if data.max_prompt_length is not None and data.max_prompt_length >= data.max_length:
         yield (
             f"data.max_prompt_length={data.max_prompt_length} leaves no room for an answer in "
             f"data.max_length={data.max_length}: make it smaller"
         )
+    if not isinstance(config, TrainConfig | EvaluateConfig):
+        yield from _score_conflicts(config)
+        return
     if config.eval.true_reward and not config.eval.samples:
         yield f"eval.true_reward={config.eval.true_reward} has no effect without eval.samples: it judges samples"
     yield from _loss_conflicts(config)
+    if isinstance(config, EvaluateConfig):
+        yield from _sampling_conflicts(config)
     if isinstance(config, TrainConfig):
         yield from _train_conflicts(config)
     elif config.run is None and isinstance(config.model.adapter, NewAdapterConfig):
@@ -389,6 +412,39 @@ def _conflicts(config: Section) -> Iterator[str]:
         yield "reference.sharded has no effect in `dpo eval`: nothing is sharded there"
     elif config.run is None and config.data.eval is not None:
         yield "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
+
+
+def _sampling_conflicts(config: EvaluateConfig) -> Iterator[str]:
+    """Of who is asked what, and who judges."""
+    for name in ("shots", "task_limit"):
+        if getattr(config.eval, name) is not None and not config.eval.tasks:
+            yield f"eval.{name} has no effect without eval.tasks"
+    if config.eval.tasks and config.launch.num_processes not in (1, "auto"):
+        yield "eval.tasks are run by one process: launch.num_processes=1"
+    if config.judge.name != "none" and not config.eval.samples:
+        yield f"judge={config.judge.name} has no effect without eval.samples: it judges sampled answers"
+    if config.judge.name != "none" and config.run is None and config.reference.path is None:
+        yield f"judge={config.judge.name} needs answers to win against: name a reference, reference.path=..."
+    if config.prompts is not None and not config.eval.samples:
+        yield "prompts has no effect without eval.samples, which says how many of them are answered"
+    if config.prompts is not None and config.eval.true_reward is not None:
+        yield "eval.true_reward has no effect with prompts: it judges answers to held-out prompts"
+
+
+def _score_conflicts(config: ScoreConfig) -> Iterator[str]:
+    data = config.data
+    if config.output is None:
+        yield "output has no value: dpo score FILE OUT names the rows and where the scored ones go"
+    if data.mix is not None:
+        yield "data.mix has no effect in `dpo score`: name one file"
+    for name in ("eval", "weight", "margin", "label_prob"):
+        if getattr(data, name) is not None:
+            yield f"data.{name} has no effect in `dpo score`: answers are scored one by one, and all of them"
+    if config.run is None and isinstance(config.model.adapter, NewAdapterConfig):
+        yield (
+            f"model/adapter={config.model.adapter.name} has no effect in `dpo score`: nothing is trained; name a "
+            "trained adapter's folder with model.path"
+        )
 
 
 def _source_conflicts(data: DataConfig) -> Iterator[str]:
@@ -432,7 +488,8 @@ def _loss_conflicts(config: TrainConfig | EvaluateConfig) -> Iterator[str]:
             yield f"data.{column} has no effect: loss={loss.name} makes no use of it"
     if config.reference.mode == "none" and loss.needs_reference:
         yield f"reference.mode=none: loss={loss.name} needs a reference"
-    if config.reference.path is not None and not loss.needs_reference and not config.eval.samples:  # for their KL
+    unused = isinstance(config, TrainConfig) and not config.eval.samples  # for their KL
+    if config.reference.path is not None and not loss.needs_reference and unused:
         yield f"reference.path has no effect: loss={loss.name} needs no reference"
     for place, term in loss.terms.items() if isinstance(loss, SumConfig) else [("", loss)]:
         prefix = f"loss.terms.{place}" if place else "loss"
@@ -467,6 +524,8 @@ def _sum_conflicts(loss: SumConfig) -> Iterator[str]:
 def _train_conflicts(config: TrainConfig) -> Iterator[str]:
     yield from optim_conflicts(config.optim)
     train = config.train
+    if config.eval.tasks:
+        yield "eval.tasks has no effect in `dpo train`: dpo eval run=... eval=harness runs them, before and after"
     if train.eval_every is not None and config.data.eval is None:
         yield f"train.eval_every={train.eval_every} has no effect without data.eval"
     if config.eval.samples and config.data.eval is None:

@@ -22,20 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from dpo_cli.config import EvaluateConfig, InspectConfig, TrainConfig
+from dpo_cli.config import EvaluateConfig, InspectConfig, ScoreConfig, TrainConfig
 from dpo_cli.errors import DpoError, ExitCode
 
 _SECONDS_TO_END = 20.0
 """How long the other ranks may go on when one has ended with an error: they usually see the same one."""
 
 
-def run_once(command: str, config: TrainConfig | EvaluateConfig) -> int:
+def run_once(command: str, config: TrainConfig | ScoreConfig) -> int:
     """Run a command on as many processes as it asks for; returns the exit code.
 
     Raises:
         DpoError: what the command raises, when it runs in this process.
     """
-    if isinstance(config, InspectConfig):  # nothing of it is shared out
+    if isinstance(config, InspectConfig) or not isinstance(config, TrainConfig | EvaluateConfig):
+        # Nothing of it is shared out.
         _call(command, config)
         return int(ExitCode.DONE)
     count = config.launch.num_processes
@@ -113,7 +114,7 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _call(command: str, config: TrainConfig | EvaluateConfig) -> None:
+def _call(command: str, config: TrainConfig | ScoreConfig) -> None:
     """Run a command in this process."""
     from dpo_cli.allocator import keep_freed_memory
     from dpo_cli.quiet import quieten
@@ -127,6 +128,10 @@ def _call(command: str, config: TrainConfig | EvaluateConfig) -> None:
             from dpo_cli.commands import evaluate
 
             evaluate.run(config)
+        elif isinstance(config, ScoreConfig):
+            from dpo_cli.commands import score
+
+            score.run(config)
         elif isinstance(config, InspectConfig):
             from dpo_cli.commands import inspect
 

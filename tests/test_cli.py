@@ -131,6 +131,22 @@ MISTAKES = {
     "nothing given": mistake("train", says=["model.path has no value", "data.path has no value"]),
     "no data": mistake("train", "model.path=m", says=[["data.path has no value", "data.path=..."]]),
     "no model": mistake("precompute-ref", "data.path=rows.jsonl", says=["model.path has no value"]),
+    "score of nothing": mistake("score", "model.path=m", says=["data.path has no value", "output has no value"]),
+    "score to nowhere": mistake(
+        "score", "rows.jsonl", "model.path=m", says=["output has no value: dpo score FILE OUT"]
+    ),
+    "score of three": mistake("score", "a.jsonl", "b.jsonl", "c.jsonl", says=["dpo score FILE OUT: c.jsonl is"]),
+    "a judge of nothing": mistake(
+        "eval",
+        *GIVEN,
+        "judge=reward_model",
+        "judge.path=rm",
+        says=[
+            "judge=reward_model has no effect without eval.samples",
+            "judge=reward_model needs answers to win against",
+        ],
+    ),
+    "prompts for nothing": mistake("eval", *GIVEN, "prompts=a.json", says=["prompts has no effect without eval"]),
     "eval of nothing": mistake("eval", says=["model.path has no value", "data.path has no value"]),
     "eval of no run": mistake("eval", "run=nowhere", says=[["run=nowhere", "nowhere/config.yaml"]]),
     "of another option": train(
@@ -276,6 +292,7 @@ SHOWN = {
     "precompute-ref help": ["precompute-ref", "--help"],
     "eval help": ["eval", "--help"],
     "inspect help": ["inspect", "--help"],
+    "score help": ["score", "--help"],
     "configs": ["configs"],
     "bash": ["completion", "bash"],
     "zsh": ["completion", "zsh"],
@@ -312,7 +329,7 @@ def test_an_experiment_of_ones_own(shown: dict[str, str]) -> None:
     assert shown["own experiment"] == shown["cfg"]
 
 
-@pytest.mark.parametrize("command", ["train", "precompute-ref", "eval", "inspect"])
+@pytest.mark.parametrize("command", ["train", "precompute-ref", "eval", "inspect", "score"])
 def test_help_lists_keys_and_recipes(command: str, shown: dict[str, str]) -> None:
     text = shown[f"{command} help"]
     assert text.startswith(f"dpo {command}: ")
@@ -335,7 +352,7 @@ def test_configs_prints_a_folder_with_the_files(shown: dict[str, str]) -> None:
 
 
 COMPLETIONS = {
-    "dpo ": ["train ", "precompute-ref ", "inspect ", "eval ", "import ", "configs ", "completion "],
+    "dpo ": ["train ", "precompute-ref ", "inspect ", "eval ", "score ", "import ", "configs ", "completion "],
     "dpo tr": ["train "],
     "dpo train loss=": [f"loss={name}" for name in LOSSES],
     "dpo train engine=z": ["engine=zero3"],

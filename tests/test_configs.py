@@ -18,6 +18,7 @@ import dpo_cli
 from dpo_cli import launch
 from dpo_cli.compose import SCHEMAS, config_folder, run_command
 from dpo_cli.config import EvaluateConfig, TrainConfig, sections, valid_keys
+from dpo_cli.errors import ConfigError
 
 CONFIGS = config_folder()
 PACKAGE = Path(dpo_cli.__file__).parent
@@ -111,17 +112,33 @@ def test_the_quickstart_needs_nothing_from_outside(typed) -> None:
 def test_there_are_options_of_every_group() -> None:
     assert len(OPTIONS) >= len(GROUPS) > 0
     assert {group.name for group in GROUPS} == {
-        name for name, field in TrainConfig.model_fields.items() if sections(field.annotation) and name != "train"
+        name
+        for schema in (TrainConfig, EvaluateConfig)
+        for name, field in schema.model_fields.items()
+        if sections(field.annotation) and name != "train"
     }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("command", SCHEMAS)
-def test_every_option_composes(option: str, command: str, typed) -> None:
+COMPOSED = [(command, option) for command in SCHEMAS if command != "score" for option in OPTIONS]
+COMPOSED += [
+    ("score", option) for option in OPTIONS if option.startswith(("model", "reference"))
+]  # losses are as eval's
+
+
+@pytest.mark.parametrize(("command", "option"), COMPOSED)
+def test_every_option_composes(command: str, option: str, typed) -> None:
     if option.partition("=")[0] in SCHEMAS[command].model_fields:
-        needed = ["data.margin=gap"] if "=rpo_" in option else []
+        if option == "eval=harness" and command != "eval":
+            with pytest.raises(ConfigError, match=r"eval\.tasks has no effect in `dpo train`"):
+                typed(command, option, *GIVEN)
+            return
+        needed = ["output=scored.jsonl"] if command == "score" else []
+        if "=rpo_" in option:
+            needed = ["data.margin=gap"]
         if option == "loss=sum":
-            needed = ["+loss@loss.terms.dpo=dpo", "+loss.weights.dpo=1.0"]
+            needed += ["+loss@loss.terms.dpo=dpo", "+loss.weights.dpo=1.0"]
+        if option in ("judge=reward_model", "judge=openai"):
+            needed = ["eval.samples=1", "reference.path=r", f"judge.{'path' if 'reward' in option else 'model'}=j"]
         assert isinstance(typed(command, option, *GIVEN, *needed), SCHEMAS[command])
 
 

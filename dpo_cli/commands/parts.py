@@ -229,7 +229,7 @@ class Setup:
                 )
             live = policy() if usable is None else _copy(usable.policy, to_cpu=shard is not None)
             frozen = Frozen(live, sharded=shard is not None, extra=shard or {})
-            return Reference(_live(live), lambda: live, none, identity, None, frozen)
+            return Reference(as_lookup(live), lambda: live, none, identity, None, frozen)
         store = ReferenceStore(cache / "reference", identity)
         lacking = len(store.missing(rows.all)) if rank() == 0 else 0
         with console.phase("reference", lacking, "rows") if lacking else nullcontext(lambda _: None) as advance:
@@ -250,7 +250,7 @@ class Setup:
                 adapter.keep_reference()
                 second = SecondAdapter(adapter)
         found = policy()
-        return Reference(_live(found), lambda: found, ReferenceCounts(0, 0), identity, None, second)
+        return Reference(as_lookup(found), lambda: found, ReferenceCounts(0, 0), identity, None, second)
 
 
 def _stored(store: ReferenceStore) -> Callable[[FlatBatch], Tensor]:
@@ -264,7 +264,9 @@ def _copy(policy: Policy, *, to_cpu: bool) -> Policy:
     return copy.deepcopy(policy, known)  # all but the weights, which it takes for copied already
 
 
-def _live(policy: Policy) -> Callable[[FlatBatch], Tensor]:
+def as_lookup(policy: Policy) -> Callable[[FlatBatch], Tensor]:
+    """A model in memory as a reference: ``[M]`` of a batch."""
+
     def lookup(batch: FlatBatch) -> Tensor:
         with torch.no_grad():
             logps: Tensor = policy(batch)

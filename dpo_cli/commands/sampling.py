@@ -1,4 +1,4 @@
-"""Sampled answers and the drift they show, for ``dpo train`` and ``dpo eval`` alike."""
+"""Sampled answers and the drift they show, before and after ``dpo train``."""
 
 from __future__ import annotations
 

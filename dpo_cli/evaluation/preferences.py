@@ -8,6 +8,7 @@ import torch
 
 from dpo_cli.data.plan import share_out
 from dpo_cli.distributed import rank, sums, world_size
+from dpo_cli.evaluation.scores import Scores
 from dpo_cli.losses import Sums
 from dpo_cli.objective import Objective, Policy, rows_of
 
@@ -19,6 +20,7 @@ def evaluate_preferences(
     lengths: Sequence[int],
     token_budget: int,
     advance: Callable[[int], None] = lambda groups: None,
+    keep: Scores | None = None,
 ) -> dict[str, float]:
     """Means over all comparisons of the objective's groups. All ranks must call it.
 
@@ -30,6 +32,7 @@ def evaluate_preferences(
         lengths: tokens each group takes in a micro-batch.
         token_budget: per micro-batch.
         advance: told how many groups this rank has done since the last time.
+        keep: of the same groups, to be filled with the numbers behind the means.
     """
     order = range(len(objective.groups))
     ranks = share_out(order, lengths, lengths, world_size(), token_budget, padded=not objective.share)
@@ -42,6 +45,12 @@ def evaluate_preferences(
             batch, logps = objective.look(policy, [objective.groups[index] for index in members or (0,)])
         if members:
             preferences = objective.preferences(batch, logps, [row for index in members for row in rows[index]])
-            totals.add(objective.loss(logps, preferences, contexts).metrics)
+            metrics = objective.loss(logps, preferences, contexts).metrics
+            totals.add(metrics)
+            if keep is not None:
+                own = [metrics[f"rewards/{side}"] for side in ("chosen", "rejected")]
+                keep.add(members, logps, objective.loss, own if objective.loss.kind != "answers" else ())
             advance(len(members) * world_size())  # the other ranks do about as many
+    if keep is not None:
+        keep.gather()
     return totals.means(sums)

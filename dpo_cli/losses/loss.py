@@ -12,7 +12,7 @@ from torch import Tensor
 from dpo_cli.losses.divergences import divergence_score, reverse_kl
 from dpo_cli.losses.registry import LOSSES, Kind, Spec, State
 from dpo_cli.losses.types import AnswerLogps, Preferences
-from dpo_cli.losses.views import Answers, Pairs, View, judged_of, pairs_of, rankings_of
+from dpo_cli.losses.views import Answers, Pairs, View, answers_of, judged_of, pairs_of, rankings_of
 
 RUNNING = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
 """Metrics of every loss, over the comparisons that the rows make: also those of rankings and of judged pairs."""
@@ -196,6 +196,10 @@ class Loss:
         assert total is not None
         metrics |= {"loss": total.detach(), **self._rewards(logps.detached(), preferences)}
         return Result(total, {name: metrics[name] for name in self.metric_names})
+
+    def answer_rewards(self, logps: AnswerLogps) -> Tensor:
+        """``[A]``: every answer's reward on its own, in the first term's terms, whatever is preferred to what."""
+        return self._first.rewards(answers_of(self._first.adjusted(logps.detached())))
 
     def _rewards(self, logps: AnswerLogps, preferences: Preferences) -> dict[str, Tensor]:
         """Rewards and log-probs of good and bad answers, in the first term's terms."""

@@ -131,6 +131,11 @@ def pairs_of(
     )
 
 
+def answers_of(logps: AnswerLogps) -> Answers:
+    """All of the batch's answers, each on its own."""
+    return _answers(logps, torch.arange(logps.count, device=logps.policy.device))
+
+
 def judged_of(logps: AnswerLogps, preferences: Preferences) -> Judged:
     """The batch's judged answers."""
     return Judged(_answers(logps, preferences.labelled), preferences.labels)

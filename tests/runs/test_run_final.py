@@ -106,11 +106,26 @@ def test_final_is_a_plain_model_that_gives_the_logged_numbers(place: Place, whol
 
 
 def test_dpo_eval_of_the_run_gives_the_logged_numbers(place: Place, whole: Path, tmp_path: Path) -> None:
-    ended = place.dpo("eval", {"run": whole, "output": tmp_path / "out"})
+    ended = place.dpo("eval", {"run": whole, "output": tmp_path / "out", "against": place.model})
     assert ended.code == 0, ended.err
-    found = json.loads((tmp_path / "out" / "eval.json").read_text())["metrics"]
+    written = json.loads((tmp_path / "out" / "eval.json").read_text())
+    found = written["metrics"]
     logged = {name.removeprefix("eval/"): value for name, value in evaluations(whole)[-1].items() if name != "step"}
     assert found == pytest.approx(logged, abs=1e-6)
+
+    # The same as measures on comparisons, and against the model as it was, whose rewards are all 0.
+    measured = {name: value["value"] for name, value in written["preferences"].items() if name != "bins"}
+    assert measured["accuracy"] == pytest.approx(logged["rewards/accuracies"])
+    assert measured["margin"] == pytest.approx(logged["rewards/margins"], abs=1e-6)
+    assert measured["log_loss"] == pytest.approx(logged["loss"], abs=1e-6)
+    assert written["rows"] == {"rows": 5, "comparisons": 5, "prompts": 5, "ties": 0}
+    assert {part["value"] for part in written["slices"]["turns"]} == {"1 user turn", "2 user turns"}
+    assert sum(part["comparisons"] for part in written["slices"]["turns"]) == 5
+    against = written["against"]
+    assert against["comparisons"] == 5
+    assert against["accuracy"]["value"] == pytest.approx(logged["rewards/accuracies"] - 0.5)
+    assert against["log_loss"]["value"] == pytest.approx(logged["loss"] - math.log(2), abs=1e-6)
+    assert not (whole / "eval.json").exists()
 
 
 @pytest.mark.slow

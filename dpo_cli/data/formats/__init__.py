@@ -5,6 +5,7 @@
 Nothing here needs torch or transformers, so that a configuration can be checked against it at once.
 """
 
+from dpo_cli.data.formats.answers import answers_of
 from dpo_cli.data.formats.example import to_example
 from dpo_cli.data.formats.reading import AS_FOUND, NO_COLUMNS, BadRowError, Columns, Reading, content_hash
 from dpo_cli.data.formats.recognise import reading_problems
@@ -17,6 +18,7 @@ __all__ = [
     "BadRowError",
     "Columns",
     "Reading",
+    "answers_of",
     "content_hash",
     "reading_problems",
     "to_example",

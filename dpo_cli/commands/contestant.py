@@ -1,0 +1,50 @@
+"""The other model of ``dpo eval against=...``: a run with its own loss and reference, or any model under the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from dpo_cli.config import EvaluateConfig, TrainConfig, read_config
+from dpo_cli.config_adapters import NoAdapterConfig
+from dpo_cli.errors import DpoError
+
+
+def other_model(config: EvaluateConfig) -> EvaluateConfig:
+    """The same evaluation, of the same rows, of the model that ``against`` names.
+
+    A run's rewards are by its own loss and reference; another model's by the loss and the reference of the first.
+
+    Raises:
+        DpoError: a run folder with a configuration that can't be read.
+    """
+    against = str(config.against)
+    file = Path(against, "config.yaml")
+    if file.is_file():
+        ran = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        if not isinstance(ran, dict):
+            raise DpoError(f"{file} is not a configuration")
+        given = read_config({str(key): value for key, value in ran.items()}, TrainConfig, [file])
+        return config.model_copy(
+            update={
+                "run": against,
+                "step": None,
+                "model": given.model,
+                "loss": given.loss,
+                "reference": given.reference,
+            }
+        )
+    reference = config.reference.path
+    if reference is None and config.run is not None:
+        reference = config.model.path
+    return config.model_copy(
+        update={
+            "run": None,
+            "step": None,
+            "model": config.model.model_copy(
+                update={"path": against, "revision": None, "adapter": NoAdapterConfig(name="none")}
+            ),
+            "reference": config.reference.model_copy(update={"path": reference, "mode": "cached"}),
+        }
+    )

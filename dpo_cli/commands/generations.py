@@ -1,0 +1,227 @@
+"""Sampled answers in ``dpo eval``: the model's and the reference's side by side, how far they drift, and who wins."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpo_cli import distributed
+from dpo_cli.commands.caches import cache_folder
+from dpo_cli.commands.parts import Reference, Scorer
+from dpo_cli.commands.questions import Question, ask, read_questions, write_answers
+from dpo_cli.commands.rows import Rows
+from dpo_cli.config import EvaluateConfig
+from dpo_cli.config_judges import EndpointConfig, RewardModelConfig
+from dpo_cli.data.types import Tokens
+from dpo_cli.errors import DpoError
+from dpo_cli.evaluation.alarms import Alarm, of_drift
+from dpo_cli.evaluation.drift import sample_measures
+from dpo_cli.evaluation.endpoint import Endpoint
+from dpo_cli.evaluation.generation import sample
+from dpo_cli.evaluation.intervals import Bootstrap
+from dpo_cli.evaluation.reward_model import reward_model
+from dpo_cli.evaluation.samples import Samples, draw, drift
+from dpo_cli.evaluation.winrate import Judge, judge_pairs, win_rate
+from dpo_cli.model.policy import Policy
+from dpo_cli.model.score import score_all
+from dpo_cli.tracking.console import Console
+
+
+@dataclass(frozen=True)
+class Generations:
+    """What sampled answers show."""
+
+    policy: Samples
+    reference: Samples | None
+    metrics: dict[str, float]
+    """As in training: ``samples/...``."""
+    found: dict[str, Any]
+    """``drift`` and ``win_rate`` of eval.json."""
+    alarms: list[Alarm]
+    questions: Sequence[Question]
+    """A benchmark's, if these are answered and no held-out prompts."""
+    said: list[list[list[str]]]
+    """By model, question and turn: the answers to those."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For ``generations.jsonl``."""
+        others = [None] * len(self.policy.answers) if self.reference is None else self.reference.answers
+        return [
+            {"prompt": question, "policy": answer, "reference": other}
+            for question, answer, other in zip(self.policy.questions, self.policy.answers, others, strict=True)
+        ]
+
+
+def generate(
+    config: EvaluateConfig,
+    rows: Rows,
+    scorer: Scorer,
+    reference: Reference | None,
+    *,
+    budget: int,
+    bootstrap: Bootstrap,
+    console: Console,
+) -> Generations:
+    """Answer held-out prompts, by the model and by the reference, and compare. All ranks must call it.
+
+    Args:
+        config: says how many answers, how long, judged by whom.
+        rows: the held-out ones are answered.
+        scorer: the model.
+        reference: None = there is none.
+        budget: tokens per micro-batch.
+        bootstrap: over prompts.
+        console: told of the phases.
+    """
+    if isinstance(config.judge, EndpointConfig):
+        _key(config.judge)  # which is missed before anything is sampled
+    other = None if reference is None else reference.policy()
+    questions = [] if config.prompts is None else read_questions(config)
+    mine, said = _answer(config, rows, scorer.policy, questions, "sample", console)
+    theirs, other_said = (
+        (None, []) if other is None else _answer(config, rows, other, questions, "sample the reference", console)
+    )
+    metrics, found = mine.metrics(), dict[str, Any]()
+    if config.eval.temperature == 1.0:  # else these are no samples of the models themselves
+        found["drift"] = {}
+        for name, samples, model, under in (
+            ("policy", mine, scorer.policy, other),
+            ("reference", theirs, other, None),
+        ):
+            if samples is not None and model is not None:
+                own, reference_logps = (
+                    None if each is None else _logps(samples, each, scorer, budget) for each in (model, under)
+                )
+                assert own is not None
+                if reference_logps is not None:
+                    metrics |= drift([[each] for each in own], [[each] for each in reference_logps])
+                answers = [group.answers[0] for group in samples.groups]
+                ends = rows.data.ends
+                found["drift"][name] = sample_measures(answers, own, reference_logps, ends=ends, bootstrap=bootstrap)
+    if config.judge.name != "none":
+        assert theirs is not None  # config.py sees to it
+        found["win_rate"] = _win_rate(config, mine, theirs, bootstrap, console)
+    return Generations(mine, theirs, metrics, found, _alarms(found), questions, [said, other_said])
+
+
+def _logps(samples: Samples, model: Policy, scorer: Scorer, budget: int) -> list[Any]:
+    """Token log-probs of each answer under a model."""
+    scored = score_all(model, samples.groups, share=model.groups, lengths=scorer.lengths, token_budget=budget)
+    return [each[0] for each in scored]
+
+
+def _alarms(found: Mapping[str, Any]) -> list[Alarm]:
+    sides = {
+        side: {name: estimate.value for name, estimate in measured.items()}
+        for side, measured in found.get("drift", {}).items()
+    }
+    if not sides:
+        return []
+    return of_drift(sides["policy"], sides.get("reference"), found.get("win_rate", {}).get("win_rate"))
+
+
+def _answer(
+    config: EvaluateConfig, rows: Rows, policy: Policy, questions: Sequence[Question], name: str, console: Console
+) -> tuple[Samples, list[list[str]]]:
+    """Answers to the questions, or, where there are none, to held-out prompts."""
+    settings = config.eval
+    policy.eval()
+    options: dict[str, Any] = {
+        "ends": rows.data.ends,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "seed": config.seed,
+        "precision": policy.precision,
+    }
+    with console.phase(name, None if questions else settings.samples, "prompts") as advance:
+        if not questions:
+            held_out = rows.data.held_out
+            found = draw(
+                policy.model,
+                rows.tokenizer,
+                held_out,
+                count=settings.samples,
+                true_reward=settings.true_reward,
+                advance=advance,
+                **options,
+            )
+            return found, []
+
+        def answers(prompts: list[Tokens]) -> list[Tokens]:
+            drawn = sample(policy.model, rows.tokenizer, prompts, advance=advance, **options)
+            return list(distributed.from_first(drawn))  # whatever the ranks' rounding
+
+        return ask(questions, config, rows.tokenizer, rows.data.ends, answers)
+
+
+def _win_rate(
+    config: EvaluateConfig, mine: Samples, theirs: Samples, bootstrap: Bootstrap, console: Console
+) -> dict[str, Any]:
+    """Judged by the first rank, for all."""
+    found = None
+    if distributed.rank() == 0:
+        with console.phase(f"judge by {config.judge.name}", None, "verdicts") as advance:
+            judge = _judge(config, advance)
+            verdicts = judge_pairs(judge, mine.questions, mine.answers, theirs.answers)
+        lengths = np.array([[len(a), len(b)] for a, b in zip(mine.answers, theirs.answers, strict=True)])
+        found = {"judge": config.judge.model_dump(mode="json"), **win_rate(verdicts, lengths, bootstrap)}
+    return dict(distributed.from_first(found))
+
+
+def _judge(config: EvaluateConfig, advance: Any) -> Judge:
+    judge = config.judge
+    if isinstance(judge, RewardModelConfig):
+        return reward_model(judge.path, advance)
+    assert isinstance(judge, EndpointConfig)
+    return Endpoint(
+        url=judge.url,
+        model=judge.model,
+        key=_key(judge),
+        cache=cache_folder(judge.cache_dir) / "verdicts",
+        retries=judge.retries,
+        timeout=judge.timeout,
+        parallel=judge.parallel,
+        max_tokens=judge.max_tokens,
+        advance=advance,
+    )
+
+
+def _key(judge: EndpointConfig) -> str | None:
+    """Of the endpoint, from the environment.
+
+    Raises:
+        DpoError: it is not there.
+    """
+    key = None if judge.key_variable is None else os.environ.get(judge.key_variable)
+    if judge.key_variable is not None and not key:
+        raise DpoError(
+            f"judge=openai: the environment variable {judge.key_variable} is not set; set it, or "
+            "judge.key_variable=null for an endpoint that needs no key"
+        )
+    return key
+
+
+def write_generations(folder: Path, model: str, suffix: str, found: Generations) -> None:
+    """``generations.jsonl``, and a benchmark's answers in its own format; all of a file or none of it.
+
+    Args:
+        folder: to write into.
+        model: as it is called in a benchmark's format.
+        suffix: of the files' names.
+        found: the answers.
+    """
+    path = folder / f"generations{suffix}.jsonl"
+    partial = path.with_suffix(".partial")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()]
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(path)
+    for name, said in zip(("policy", "reference"), found.said, strict=True):
+        if said:
+            called = model if name == "policy" else f"{model}-reference"
+            write_answers(folder, f"answers_{name}{suffix}", called, found.questions, said)

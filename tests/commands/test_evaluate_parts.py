@@ -1,0 +1,144 @@
+"""Parts of ``dpo eval`` and ``dpo score``: the model card's section, a benchmark's questions, rows of answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import tokenizers
+from helpers.comparisons import made
+from helpers.runs import write_rows
+from test_config import tree_of
+
+from dpo_cli.cli import files_as_overrides
+from dpo_cli.commands.evaluate_view import into_card
+from dpo_cli.commands.questions import Question, ask, read_questions, write_answers
+from dpo_cli.config import EvaluateConfig
+from dpo_cli.data.formats import BadRowError, Reading, answers_of
+from dpo_cli.data.sources import Row
+from dpo_cli.data.types import Tokens
+from dpo_cli.errors import DataError, DpoError
+from dpo_cli.evaluation import measures
+from dpo_cli.evaluation.alarms import Alarm
+from dpo_cli.evaluation.intervals import Bootstrap
+
+
+def test_a_card_has_one_section_however_often_it_is_evaluated(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: mit\n---\n\n# Mine\n\nBefore.\n")
+    bootstrap = Bootstrap(100, 0)
+    for seed, alarms in ((0, [Alarm("length-bias", "too long")]), (1, [])):
+        found = {
+            "preferences": measures.preferences(made(seed=seed), bootstrap),
+            "baselines": measures.baselines(made(seed=seed), bootstrap),
+        }
+        into_card(card, "60 held-out rows of a.jsonl", found, alarms)
+        text = card.read_text()
+        assert text.startswith("---\nlicense: mit\n---\n\n# Mine\n\nBefore.\n")
+        assert text.count("## Evaluation") == 1
+        assert f"| accuracy | {found['preferences']['accuracy'].value:.3f} |" in text
+        assert ("length-bias: too long" in text) == bool(alarms)
+    card.write_text(text + "\nAfter.\n")
+    into_card(card, "5 rows", found, [])
+    assert card.read_text().endswith("\n\nAfter.\n")
+    assert "On 5 rows" in card.read_text()
+    into_card(tmp_path / "none.md", "5 rows", found, [])
+    assert not (tmp_path / "none.md").exists()
+
+
+# -- questions
+
+
+def config(prompts: Path, samples: int = 9) -> EvaluateConfig:
+    tree = tree_of("eval", prompts=str(prompts), eval__samples=samples, data__cache_dir=str(prompts.parent / "cache"))
+    return EvaluateConfig.model_validate(tree)
+
+
+def test_a_second_turn_follows_the_models_own_first_answer(tmp_path: Path) -> None:
+    rows = [
+        {"question_id": 81, "category": "writing", "turns": ["apple", "bell"]},
+        {"question_id": 82, "category": "math", "turns": ["cloud"]},
+    ]
+    settings = config(write_rows(tmp_path / "question.jsonl", rows))
+    questions = read_questions(settings)
+    tokenizer = tokenizers.quickstart()
+    asked: list[str] = []
+
+    def sample(prompts: list[Tokens]) -> list[Tokens]:
+        asked.extend(tokenizer.decode(prompt) for prompt in prompts)
+        answers = [tokenizer(f"answer {len(asked)}", add_special_tokens=False)["input_ids"] for _ in prompts]
+        return [np.array([*answer, tokenizer.eos_token_id], dtype=np.int32) for answer in answers]
+
+    samples, said = ask(questions, settings, tokenizer, [tokenizer.eos_token_id], sample)
+    assert [len(answers) for answers in said] == [2, 1]
+    assert samples.questions == ["apple", "cloud", "apple\n\nbell"]
+    dialogue = [
+        {"role": "user", "content": "apple"},
+        {"role": "assistant", "content": said[0][0]},
+        {"role": "user", "content": "bell"},
+    ]
+    rendered = tokenizer.apply_chat_template(dialogue, tokenize=False, add_generation_prompt=True)
+    assert asked[2] == tokenizer.decode(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+    file = write_answers(tmp_path, "answers", "mine", questions, said)
+    written = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["question_id"] for row in written] == [81, 82]
+    assert written[0]["choices"] == [{"index": 0, "turns": said[0]}]
+
+
+def test_alpacaevals_instructions_and_outputs(tmp_path: Path) -> None:
+    file = tmp_path / "alpaca_eval.json"
+    file.write_text(
+        json.dumps([{"instruction": f"say {n}", "output": "-", "dataset": "helpful_base"} for n in range(3)])
+    )
+    questions = read_questions(config(file, samples=2))
+    assert [question.turns for question in questions] == [("say 0",), ("say 1",)]
+    written = json.loads(write_answers(tmp_path, "answers", "mine", questions, [["a"], ["b"]]).read_text())
+    assert written == [
+        {"instruction": f"say {n}", "dataset": "helpful_base", "output": output, "generator": "mine"}
+        for n, output in enumerate("ab")
+    ]
+    with pytest.raises(DataError, match="expected a question"):
+        read_questions(config(write_rows(tmp_path / "other.jsonl", [{"text": "a"}])))
+    assert Question(("a",), {}).turns == ("a",)
+
+
+# -- answers to be scored
+
+
+@pytest.mark.parametrize(
+    ("values", "answers"),
+    [
+        ({"prompt": "p", "completions": ["a", "b", "a"]}, [["a"], ["b"], ["a"]]),
+        ({"prompt": "p", "responses": ["a"], "scores": None}, [["a"]]),
+        ({"prompt": "p", "completion": "a"}, [["a"]]),
+        ({"prompt": "p", "output": "a", "label": False}, [["a"]]),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, [["a", "b"]]),
+        ({"prompt": "p", "completions": ["a", "b"], "scores": [1, 2]}, [["a"], ["b"]]),
+        ({"question": "p", "chosen": "a", "rejected": "b"}, [["a", "b"]]),
+    ],
+)
+def test_rows_of_answers(values: dict, answers: list[list[str]]) -> None:
+    assert [example.answers for example in answers_of(Row("row 1", values), Reading())] == answers
+
+
+def test_rows_of_answers_in_messages() -> None:
+    prompt = [{"role": "user", "content": "p"}]
+    answer = {"role": "assistant", "content": "a"}
+    for values in ({"messages": [*prompt, answer]}, {"prompt": prompt, "completion": [answer]}):
+        (example,) = answers_of(Row("row 1", values), Reading())
+        assert (example.prompt, example.answers) == (prompt, [[answer]])
+    (example,) = answers_of(Row("row 1", {"q": "p", "a": "x"}), Reading(columns={"prompt": "q", "completion": "a"}))
+    assert (example.prompt, example.answers) == ("p", ["x"])
+    for values in ({"text": "a"}, {"prompt": "p", "completion": " "}, {"prompt": "p"}):
+        with pytest.raises(BadRowError):
+            answers_of(Row("row 1", values), Reading())
+
+
+def test_two_files_become_keys() -> None:
+    words = files_as_overrides(["a b.jsonl", "run=x", "it's.jsonl", "--cfg"])
+    assert words == ["data.path='a b.jsonl'", "run=x", "output='it\\'s.jsonl'", "--cfg"]
+    with pytest.raises(DpoError, match="is a third file"):
+        files_as_overrides(["a", "b", "c"])
