@@ -25,7 +25,7 @@ from dpo_cli.model.devices import NAMES, TOKENS, Device, detected_gpu, free_memo
 from dpo_cli.model.files import CONFIG_FILE
 from dpo_cli.model.flops import FlopsModel, peak_flops
 from dpo_cli.model.known_shapes import model_config
-from dpo_cli.model.memory import Shape
+from dpo_cli.model.memory import Shape, moment_bytes
 from dpo_cli.model.precision import choose_precision, processor
 from dpo_cli.tracking.console import Console
 
@@ -89,7 +89,7 @@ class Result:
     words: list[str]
     """Overrides that lead to it."""
     smallest: dict[str, int]
-    """How many of each kind of GPU it takes."""
+    """How many of each kind of GPU it takes at least, with ``words``."""
     batches: Any
     assumed: bool
     """Whether lengths are assumed."""
@@ -114,14 +114,26 @@ def run(config: PlanConfig) -> None:
     show(result, config, given_overrides())
 
 
-def plan(config: PlanConfig, console: Console) -> Result:
-    """All that can be said of a run."""
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can be looked at under any choice."""
+
+    run: Run
+    loss: Loss
+    machine: Machine
+    choice: Choice
+    """What the configuration says."""
+    room: float
+    """Bytes that it may take of a device."""
+
+
+def prepare(config: PlanConfig, console: Console) -> Prepared:
+    """What is needed to look at a run: its model's shape, its batches, its device."""
     machine = _machine(config)
     precision = _precision(config, machine)
     wanted, quantization, path = _adapter(config)
     shape_of = model_config(path, config_folder() / "model" / "shapes")
     model, _ = outline(shape_of, wanted, precision)
-    shape = Shape.of(model, quantization)
     loss = make_loss(config.loss.settings())
     group, longest = assumed_group(config.plan, config.data, loss.kind)
     source = Source(
@@ -136,9 +148,9 @@ def plan(config: PlanConfig, console: Console) -> Result:
         longest=longest,
         count=config.plan.rows if config.data.limit is None else min(config.plan.rows, config.data.limit),
     )
-    about = Run(
+    run = Run(
         config=shape_of,
-        shape=shape,
+        shape=Shape.of(model, quantization),
         source=source,
         precision=precision,
         kernel=machine.gpu and precision == "bf16",
@@ -148,31 +160,36 @@ def plan(config: PlanConfig, console: Console) -> Result:
         saves_moments=config.train.save_every is not None,
         can_checkpoint=hasattr(config.train, "activation_checkpointing"),
     )
-    choice = _choice(config, machine)
-    settings = config.plan
-    room = room_on(machine.device, machine.memory, settings.headroom, machine.processes, gpu=machine.gpu)
+    room = room_on(machine.device, machine.memory, config.plan.headroom, machine.processes, gpu=machine.gpu)
+    return Prepared(run, loss, machine, _choice(config, machine), room)
+
+
+def plan(config: PlanConfig, console: Console) -> Result:
+    """All that can be said of a run."""
+    prepared = prepare(config, console)
+    about, machine, choice, room = prepared.run, prepared.machine, prepared.choice, prepared.room
     chosen = about.look(choice, room, gpu=machine.gpu)
     fix = None if chosen.fits else what_fits(about, choice, room, gpu=machine.gpu)
-    batches = about.batches(choice)
-    peak = chosen.estimate
-    loading, saving = (moment.host for moment in (peak.start, peak.save))
+    batches, estimate, shape = about.batches(choice), chosen.estimate, about.shape
+    best = choice if fix is None else fix.choice
+    on_host = (estimate.start.host, estimate.backward.host + estimate.save.host / machine.processes)
     return Result(
         model=config.model.path,
         weights=shape.weights,
         trained=shape.trained,
         machine=machine,
-        precision=precision,
+        precision=about.precision,
         room=room,
         chosen=chosen,
         stages=about.stages(choice, room, gpu=machine.gpu),
         fix=fix,
         words=[] if fix is None else overrides(choice, fix.choice),
-        smallest=about.smallest(choice, settings.headroom) if machine.gpu else {},
+        smallest=about.smallest(best, config.plan.headroom) if machine.gpu else {},
         batches=batches,
-        assumed=source.assumed,
-        costs=_costs(config, machine, batches, loss, precision),
-        disk=_disk(config, shape, batches, loss),
-        host=max(loading * machine.processes, peak.backward.host * machine.processes + saving) if machine.gpu else 0.0,
+        assumed=about.source.assumed,
+        costs=_costs(config, machine, batches, prepared.loss, about.precision),
+        disk=_disk(config, shape, batches, prepared.loss),
+        host=max(on_host) * machine.processes if machine.gpu else 0.0,
     )
 
 
@@ -270,8 +287,6 @@ def _costs(config: PlanConfig, machine: Machine, batches: Any, loss: Loss, preci
 
 
 def _disk(config: PlanConfig, shape: Shape, batches: Any, loss: Loss) -> Disk:
-    from dpo_cli.model.memory import moment_bytes
-
     train = config.train
     each = shape.trained * (4.0 + moment_bytes(config.optim.name))
     if config.reference.update_every is not None:

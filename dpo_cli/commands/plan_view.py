@@ -12,6 +12,7 @@ from rich.text import Text
 
 from dpo_cli.commands.plan_fit import Candidate
 from dpo_cli.config import PlanConfig
+from dpo_cli.config_losses import SumConfig, kind_of
 from dpo_cli.model.memory import PARTS
 
 _GIB = 2**30
@@ -64,30 +65,51 @@ def _devices(result: Any) -> str:
 def _advice(result: Any, given: Sequence[str]) -> Text:
     text = Text()
     if result.fix is not None:
-        words = [shlex.quote(word) for word in (*(word for word in given if not word.startswith("plan.")), *result.words)]
-        total = result.fix.estimate.peak.total
-        text.append(f"this would fit, with {_size(total)}:\n  dpo train {' '.join(words)}", style="bold")
+        words = [word for word in given if not word.startswith("plan.")]
+        command = " ".join(shlex.quote(word) for word in (*words, *result.words))
+        text.append(f"this would fit, with {_size(result.fix.estimate.peak.total)}:\n  dpo train {command}", style="bold")
     else:
         text.append("no ZeRO stage, budget of tokens, optimizer or offload makes it fit there")
     if result.smallest:
         counts = ", ".join(f"{count} x {name}" for name, count in result.smallest.items())
-        text.append(f"\nas it is, or with a higher ZeRO stage, it takes at least: {counts}")
+        how = "so" if result.words else "as it is"
+        text.append(f"\n{how}, or with a higher ZeRO stage, it takes at least {counts}")
     return text
 
 
-def _about(result: Any, config: PlanConfig) -> Text:
+def _about(result: Any, config: PlanConfig) -> Table:
     batches, choice = result.batches, result.chosen.choice
     trained = "" if result.trained == result.weights else f", {_number(result.trained)} trained"
-    told = "assumed" if result.assumed else "the rows' own"
-    lines = [
-        f"model    {result.model}: {_number(result.weights)} weights{trained}, {result.precision}",
-        f"batch    {config.train.batch_size} comparisons an update, {batches.micro_batches} micro-batches of at most "
-        f"{batches.tokens:,} tokens on each process",
-        f"rows     {batches.comparisons:,} comparisons, {batches.updates:,} updates; lengths are {told}",
-        f"layout   {choice.world_size} process{'es' * (choice.world_size > 1)}, ZeRO {choice.zero_stage}, "
-        f"{choice.optimizer}, reference {config.reference.mode}",
-    ]
-    return Text("\n".join(lines))
+    counted = "one micro-batch" if batches.micro_batches == 1 else f"{batches.micro_batches} micro-batches"
+    lengths = "lengths are assumed" if result.assumed else "with the rows' own lengths"
+    processes = "1 process" if choice.world_size == 1 else f"{choice.world_size} processes"
+    return _facts(
+        ("model", f"{result.model}: {_number(result.weights)} weights{trained}, {result.precision}"),
+        (
+            "batch",
+            f"{config.train.batch_size} {_kind(config)} an update, {counted} of at most {batches.tokens:,} tokens on "
+            "each process",
+        ),
+        ("rows", f"{batches.comparisons:,} {_kind(config)}, {batches.updates:,} updates; {lengths}"),
+        (
+            "layout",
+            f"{processes}, ZeRO {choice.zero_stage}, {choice.optimizer}, reference {config.reference.mode}",
+        ),
+    )
+
+
+def _kind(config: PlanConfig) -> str:
+    kind = kind_of(next(iter(config.loss.terms.values())).name if isinstance(config.loss, SumConfig) else config.loss.name)
+    return {"pairs": "comparisons", "answers": "judged answers"}.get(kind, kind)
+
+
+def _facts(*lines: tuple[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column()
+    for name, fact in lines:
+        table.add_row(name, fact)
+    return table
 
 
 def _table(result: Any) -> Table:
@@ -120,31 +142,31 @@ def _same(one: Candidate, other: Candidate) -> bool:
     return (one.choice.zero_stage, one.choice.offload) == (other.choice.zero_stage, other.choice.offload)
 
 
-def _notes(result: Any, config: PlanConfig) -> Text:
+def _notes(result: Any, config: PlanConfig) -> Table:
     costs, disk = result.costs, result.disk
     lines = []
     if result.machine.gpu:
-        lines.append("         off: optimizer state in the host's memory; off+: weights as well")
-    worst = {candidate.estimate.worst for candidate in result.stages}
-    if "start" in worst and not result.chosen.fits and result.chosen.estimate.worst == "start":
+        lines.append(("", "off: optimizer state in the host's memory; off+: weights as well"))
+    if result.chosen.estimate.worst == "start":
         backward = result.chosen.estimate.backward.total
-        lines.append(f"         once ZeRO has shared the weights out, an update takes {_size(backward)}")
+        lines.append(("", f"once ZeRO has shared the weights out, an update takes {_size(backward)}"))
     total = costs.update_flops + costs.reference_flops
-    work = f"work     {total:.3g} FLOPs, {costs.reference_flops / total:.0%} of them for the reference"
-    lines.append(work)
-    if costs.hours is not None:
-        price = "" if costs.price is None else f", {costs.price:,.0f} at {config.plan.price_per_hour:g} a device and hour"
-        guess = "" if config.plan.mfu else " (assumed)"
-        lines.append(f"time     {_hours(costs.hours)} at {costs.mfu:.0%} of the peak{guess}{price}")
-    else:
-        lines.append("time     not known: this device's peak is not in the table")
-    lines.append(
-        f"disk     final/ {_size(disk.final)}, checkpoints {_size(disk.checkpoints)}, "
-        f"reference store {_size(disk.reference)}"
-    )
+    lines.append(("work", f"{total:.3g} FLOPs, {costs.reference_flops / total:.0%} of them for the reference"))
+    lines.append(("time", _time(costs, config)))
+    kept = f", checkpoints {_size(disk.checkpoints)}" if disk.checkpoints else ", no checkpoints"
+    store = f", reference store {_size(disk.reference)}" if disk.reference else ""
+    lines.append(("disk", f"final/ {_size(disk.final)}{kept}{store}"))
     if result.host:
-        lines.append(f"host     {_size(result.host)} of each machine's memory, most of it while weights are loaded")
-    return Text("\n".join(lines))
+        lines.append(("host", f"{_size(result.host)} of each machine's own memory, while weights are loaded or written"))
+    return _facts(*lines)
+
+
+def _time(costs: Any, config: PlanConfig) -> str:
+    if costs.hours is None:
+        return "not known: this device's peak is not in the table"
+    price = "" if costs.price is None else f"; {costs.price:,.0f} at {config.plan.price_per_hour:g} a device and hour"
+    guess = "" if config.plan.mfu else " (assumed: plan.mfu)"
+    return f"{_hours(costs.hours)} at {costs.mfu:.0%} of the peak{guess}{price}"
 
 
 def _number(count: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,14 +69,9 @@ def free_memory() -> int:
 
 
 def _group_limits() -> list[int]:
-    """Bytes that this process's control group, and those around it, may still take."""
+    """Bytes that this process's control groups may still take."""
     found = []
-    try:
-        place = Path("/proc/self/cgroup").read_text(encoding="ascii").strip().rpartition("::")[2].lstrip("/")
-    except OSError:
-        return []
-    folders = [Path("/sys/fs/cgroup", place), *Path("/sys/fs/cgroup", place).parents]
-    for folder in folders:
+    for folder in _group_folders():
         for most, now in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             try:
                 limit = (folder / most).read_text(encoding="ascii").strip()
@@ -89,6 +83,22 @@ def _group_limits() -> list[int]:
     return found
 
 
+def _group_folders() -> list[Path]:
+    """Of this process's control groups that limit memory, and of those around them; of version 1 and 2."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+    folders = []
+    for line in lines:
+        _, kinds, place = line.split(":", 2)
+        if kinds in ("", "memory"):
+            root = Path("/sys/fs/cgroup") / kinds
+            own = root / place.lstrip("/")
+            folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(root)]
+    return folders
+
+
 def detected_gpu() -> tuple[Device, int] | None:
     """The first of this machine's GPUs as it is, and how many there are; None if there is none."""
     if not torch.cuda.is_available():
@@ -98,8 +108,3 @@ def detected_gpu() -> tuple[Device, int] | None:
     bf16, fp32 = (0.0, 0.0) if known is None else (known.bf16, known.fp32)
     name = properties.name if known is None else known.name
     return Device(name, properties.name, properties.total_memory, bf16, fp32), torch.cuda.device_count()
-
-
-def cores() -> int:
-    """Of this machine, as far as this process may use them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,7 +7,7 @@ Plain values in, bytes out. What DeepSpeed adds is read off its source (0.19) an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal
 
@@ -169,11 +169,13 @@ def estimate(shape: Shape, work: Work, layout: Layout, *, saves_moments: bool = 
         saves_moments: whether checkpoints are written, and not ``final/`` alone.
     """
     state = _State(shape, layout)
+    backward = _backward(shape, work, layout, state)
+    step = _step(shape, layout, state, backward)
     return Estimate(
         start=_start(shape, work, layout),
-        backward=_backward(shape, work, layout, state),
-        step=_step(shape, layout, state),
-        save=_save(shape, layout, state, saves_moments),
+        backward=backward,
+        step=step,
+        save=_save(shape, layout, state, step, saves_moments),
     )
 
 
@@ -234,66 +236,77 @@ def _backward(shape: Shape, work: Work, layout: Layout, state: _State) -> Memory
     else:  # while a layer's backward pass runs, all of that layer is there again
         inputs = kept.inputs + (kept.selected if layout.checkpointing == "selective" else 0.0)
         activations, copies = min(full, inputs + kept.layer + kept.head), kept.layer_copies
-    if stage < 2:
-        gradients = trained
-    elif stage == 2:  # those of earlier micro-batches beside those of this one
-        gradients = state.part * (2 if work.micro_batches > 1 else 1)
-    else:
-        gradients = state.part
+    gradients = trained if stage < 2 else state.part
+    if stage == 2 and work.micro_batches > 1:  # of earlier micro-batches, beside those of this one
+        gradients *= 2
     if layout.offload != "none":
         gradients = 0.0
-    gathered = 4.0 * min(shape.weights, _LIVE) if stage == 3 else 0.0
     logits = _logits(shape, work, layout)
-    seen_again = work.rows * shape.vocabulary * _size(layout) if layout.reference not in ("none",) else 0.0
-    gathered_reference = 4.0 * min(shape.weights, _LIVE) if layout.reference == "sharded" else 0.0
+    reference = state.reference
+    if layout.reference != "none":
+        reference += work.rows * shape.vocabulary * _size(layout)
+    if layout.reference == "sharded":
+        reference += _live(shape)
     fragments = 0.0 if layout.gpu or work.micro_batches == 1 else FRAGMENTS * (activations + logits)
     return Memory(
-        weights=state.weights + copies + gathered,
+        weights=state.weights + copies + (_live(shape) if stage == 3 else 0.0),
         gradients=gradients,
         optimizer=state.moments,
         activations=activations,
         logits=logits,
-        reference=state.reference + seen_again + gathered_reference,
-        buffers=_buckets(shape, layout) + 4.0 * shape.largest + fragments,
+        reference=reference,
+        buffers=_buffers(shape, layout) + 4.0 * shape.largest + fragments,
         host=state.host,
     )
 
 
-def _step(shape: Shape, layout: Layout, state: _State) -> Memory:
-    """Gradients are laid end to end once more under ZeRO."""
+def _step(shape: Shape, layout: Layout, state: _State, backward: Memory) -> Memory:
+    """Under ZeRO gradients are laid end to end once more, and weights gathered."""
     stage = layout.zero_stage
-    own = 0.0 if layout.offload != "none" else state.part
-    gradients = {0: 4.0 * shape.trained, 1: 4.0 * shape.trained + own, 2: 2 * own}.get(
-        stage, own + min(own, 4.0 * _SUB_GROUP)
-    )
+    own = 0.0 if layout.offload != "none" or not stage else state.part
+    again = min(own, 4.0 * _SUB_GROUP) if stage == 3 else own
+    if not layout.gpu:  # what the backward pass had is free by now, but in pieces that are of no use for this
+        gathered = 4.0 * shape.trained if stage in (1, 2) else 0.0
+        return replace(backward, gradients=backward.gradients + again, buffers=backward.buffers + gathered)
     return Memory(
         weights=state.weights,
-        gradients=gradients,
+        gradients=(4.0 * shape.trained if stage < 2 else own) + again,
         optimizer=state.moments,
         reference=state.reference,
-        buffers=_buckets(shape, layout) if stage == 3 or (stage == 0 and layout.world_size > 1) else 0.0,
+        buffers=_buffers(shape, layout) if stage in (0, 3) else 0.0,
         host=state.host,
     )
 
 
-def _save(shape: Shape, layout: Layout, state: _State, moments: bool) -> Memory:
-    """The first rank gathers what it writes in the host's memory: the weights, or the moments after them."""
+def _save(shape: Shape, layout: Layout, state: _State, step: Memory, moments: bool) -> Memory:
+    """The first rank gathers what it writes in the host's memory, and makes bytes of it: of the weights, and for a
+    checkpoint of the moments after them."""
     trained = 4.0 * shape.trained
-    gathered = max(trained, _MOMENTS[layout.optimizer] / 4 * trained if moments else 0.0)
-    copied = gathered if layout.zero_stage or layout.gpu else 0.0
+    written = max(trained, _MOMENTS[layout.optimizer] / 4 * trained if moments else 0.0)
+    copies = written * (2 if layout.zero_stage or layout.gpu else 1)
     if layout.gpu:
-        return Memory(
-            weights=state.weights, optimizer=state.moments, reference=state.reference, host=state.host + copied
-        )
-    return Memory(
-        weights=state.weights, optimizer=state.moments, reference=state.reference, buffers=copied, host=state.host
-    )
+        return Memory(weights=state.weights, optimizer=state.moments, reference=state.reference, host=copies)
+    # Three buffers of the weights' size are free by then under ZeRO 1 and 2, and one of them under ZeRO 3.
+    free = {0: 0.0, 1: 3 * trained, 2: 3 * trained, 3: trained}[layout.zero_stage]
+    return replace(step, buffers=step.buffers + max(0.0, copies - free))
 
 
-def _buckets(shape: Shape, layout: Layout) -> float:
-    if layout.zero_stage == 0:
+def _live(shape: Shape) -> float:
+    """Weights that ZeRO 3 has gathered at a time."""
+    return 4.0 * min(shape.weights, _LIVE)
+
+
+def _buffers(shape: Shape, layout: Layout) -> float:
+    """DeepSpeed's, and where weights and gradients are sent from on a CPU."""
+    stage = layout.zero_stage
+    if stage == 0:  # gradients end to end, to be summed up
         return 4.0 * min(shape.trained, _BUCKET) if layout.world_size > 1 else 0.0
-    return 4.0 * (_BUCKET if layout.gpu else min(shape.trained, _BUCKET))
+    if layout.gpu:
+        return 4.0 * _BUCKET
+    bucket = 4.0 * min(shape.trained, _BUCKET)
+    # A second copy of the bucket that is summed up; under ZeRO 3 what gathering gives, and the weights as they were
+    # loaded, whose place is free but in pieces.
+    return 2 * bucket if stage < 3 else bucket + _live(shape) + 4.0 * shape.weights
 
 
 def _logits(shape: Shape, work: Work, layout: Layout) -> float:
