@@ -14,6 +14,7 @@ from dpo_cli.errors import DpoError, ExitCode
 COMMANDS = {
     "train": "train a model on preferences; -m sweeps over values",
     "precompute-ref": "compute and keep the reference's log-probs, and nothing else",
+    "plan": "say whether a run fits, what it takes and what to change; no weight is loaded",
     "inspect": "show what training will see of the rows, and audit them all",
     "eval": "held-out preference metrics, samples and drift of a run or a model",
     "score": "add a model's implicit rewards to a file of answers",
@@ -37,6 +38,7 @@ commands
 {"".join(f"  {name:<15} {text}{chr(10)}" for name, text in {**COMMANDS, **HELPERS}.items())}
 first steps
   dpo train +experiment=quickstart              everything is inside: no network, no GPU, about a minute
+  dpo plan +experiment=zephyr plan.device=h100  memory by part, time, cost, and the overrides that make it fit
   dpo train model.path=MODEL data.path=DATA     a hub id or a folder; a hub id, a file or a folder
   dpo inspect model.path=MODEL data.path=DATA   the same rows, token by token, and what is wrong with them
   dpo train --help                              every key with its default, and the recipes
@@ -81,8 +83,8 @@ def describe(error: OSError) -> str:
     return f"{what}{where} (DPO_TRACEBACK=1 shows where)"
 
 
-def as_overrides(words: Sequence[str]) -> list[str]:
-    """``dpo inspect``'s own flags as keys of the configuration.
+def as_overrides(command: str, words: Sequence[str]) -> list[str]:
+    """``--json`` of ``dpo plan``, and ``dpo inspect``'s flags, as keys of the configuration.
 
     Raises:
         DpoError: a flag that lacks its value.
@@ -91,9 +93,9 @@ def as_overrides(words: Sequence[str]) -> list[str]:
     rest = iter(words)
     for word in rest:
         flag, equals, value = word.partition("=")
-        if word == "--json":
-            found.append("inspect.as_json=true")
-        elif flag in ("--html", "--fail-on"):
+        if word == "--json" and command in ("inspect", "plan"):
+            found.append(f"{command}.as_json=true")
+        elif command == "inspect" and flag in ("--html", "--fail-on"):
             value = value if equals else next(rest, "")
             if not value:
                 raise DpoError(f"{flag} needs a value: {'a file' if flag == '--html' else 'a level, or findings'}")
@@ -174,7 +176,7 @@ def _run(words: list[str]) -> int:
         case _ if name in COMMANDS:
             from dpo_cli.compose import run_command
 
-            words = {"inspect": as_overrides, "score": files_as_overrides}.get(name, list)(rest)
+            words = files_as_overrides(rest) if name == "score" else as_overrides(name, rest)
             return run_command(name, words)
         case _:
             near = difflib.get_close_matches(name, [*COMMANDS, *HELPERS], n=1)

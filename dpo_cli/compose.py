@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError  # type: ignore[import-untyped] # OmegaConf reads files with it
 
-from dpo_cli.config import EvaluateConfig, InspectConfig, ScoreConfig, TrainConfig, read_config
+from dpo_cli.config import EvaluateConfig, InspectConfig, PlanConfig, ScoreConfig, TrainConfig, read_config
 from dpo_cli.errors import ConfigError, DpoError, ExitCode, Preempted
 from dpo_cli.overrides import add_plus, apart, asks_for_sweep, check_options, explain, explain_yaml, is_flag, targets
 from dpo_cli.run_folder import read
@@ -37,8 +37,10 @@ SCHEMAS: dict[str, type[TrainConfig] | type[ScoreConfig]] = {
     "eval": EvaluateConfig,
     "inspect": InspectConfig,
     "score": ScoreConfig,
+    "plan": PlanConfig,
 }
 
+_given: list[str] = []
 _QUICKSTART_ASSETS = Path(__file__).parent / "quickstart" / "assets"
 
 
@@ -76,6 +78,7 @@ def run_command(command: str, words: list[str]) -> int:
 
     def task(tree: DictConfig) -> None:
         overrides = _overrides()
+        _given[:] = overrides
         try:
             config = _typed(command, tree)
             if sweep is None:
@@ -237,6 +240,11 @@ def _check_no_sweep(command: str) -> None:
     swept = HydraConfig.get().sweeper.get("params")
     if swept and command == "train":
         raise ConfigError([f"the experiment sweeps over {', '.join(map(str, swept))}: add -m"])
+
+
+def given_overrides() -> list[str]:
+    """The overrides of the command line that was composed last, for a command that suggests another."""
+    return list(_given)
 
 
 def _overrides() -> list[str]:

@@ -20,7 +20,7 @@ from dpo_cli.config_adapters import AdapterConfig, NewAdapterConfig
 from dpo_cli.config_judges import JudgeConfig
 from dpo_cli.config_losses import LossConfig, SumConfig, kind_of
 from dpo_cli.config_optim import OptimConfig, optim_conflicts
-from dpo_cli.config_types import Auto, CountFromZero, PositiveInt, Precision, Section
+from dpo_cli.config_types import Auto, CountFromZero, Positive, PositiveInt, Precision, Section, Share
 from dpo_cli.errors import ConfigError
 
 
@@ -153,6 +153,25 @@ class InspectConfig(TrainConfig):
     """What ``dpo inspect`` takes: everything that ``dpo train`` does, and what to show."""
 
     inspect: InspectSection
+
+
+class PlanSection(Section):
+    device: str
+    hosts: PositiveInt
+    memory_gib: Positive | None
+    headroom: Share
+    mfu: Annotated[float, Field(gt=0, le=1, strict=True)] | None
+    price_per_hour: Positive | None
+    rows: PositiveInt
+    prompt_tokens: PositiveInt
+    answer_tokens: PositiveInt
+    as_json: bool
+
+
+class PlanConfig(TrainConfig):
+    """What ``dpo plan`` takes: everything that ``dpo train`` does, and what it would run on."""
+
+    plan: PlanSection
 
 
 class ScoreConfig(Section):

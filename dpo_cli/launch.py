@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from dpo_cli.config import EvaluateConfig, InspectConfig, ScoreConfig, TrainConfig
+from dpo_cli.config import EvaluateConfig, InspectConfig, PlanConfig, ScoreConfig, TrainConfig
 from dpo_cli.errors import DpoError, ExitCode
 
 _SECONDS_TO_END = 20.0
@@ -35,7 +35,7 @@ def run_once(command: str, config: TrainConfig | ScoreConfig) -> int:
     Raises:
         DpoError: what the command raises, when it runs in this process.
     """
-    if isinstance(config, InspectConfig) or not isinstance(config, TrainConfig | EvaluateConfig):
+    if isinstance(config, InspectConfig | PlanConfig) or not isinstance(config, TrainConfig | EvaluateConfig):
         # Nothing of it is shared out.
         _call(command, config)
         return int(ExitCode.DONE)
@@ -136,6 +136,10 @@ def _call(command: str, config: TrainConfig | ScoreConfig) -> None:
             from dpo_cli.commands import inspect
 
             inspect.run(config)
+        elif isinstance(config, PlanConfig):
+            from dpo_cli.commands import plan
+
+            plan.run(config)
         elif command == "precompute-ref":
             from dpo_cli.commands import precompute_ref
 

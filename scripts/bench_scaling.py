@@ -6,7 +6,7 @@
 One axis at a time is varied, the others stay at a base. Each point is a process of its own: a Llama with random
 weights, random tokens, the reference pass and the update that `dpo train` makes, each once to warm up and then the best
 of two, and the most memory that the process ever held. Beside what was measured stands what formulas say, for points
-beyond this machine as well: necessary work at the machine's peak, and the bytes of `MEMORY`. Under 8 minutes on two CPU
+beyond this machine as well: necessary work at the machine's peak, and the bytes that `dpo plan` estimates. Under 8 minutes on two CPU
 cores.
 """
 
@@ -50,10 +50,11 @@ from dpo_cli.data.plan import Plan
 from dpo_cli.data.types import Group, Pair
 from dpo_cli.engine.engine import Engine
 from dpo_cli.losses import Sums, make_loss
-from dpo_cli.model import logprobs
+from dpo_cli.model import memory
+from dpo_cli.model.activations import activations, outline
 from dpo_cli.model.attention import GROUP_ATTENTION
-from dpo_cli.model.attention_blocks import MAX_KEYS, blocks_of, longest
 from dpo_cli.model.flops import FlopsModel, count_weights, peak_flops
+from dpo_cli.model.memory import Layout, Work, estimate
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.precision import processor
 from dpo_cli.model.score import score_all
@@ -187,71 +188,27 @@ class Costs:
 
 
 MEMORY = """\
-bytes = before + 16 weights + 2 x 256 x vocabulary x 4 [+ 2 x weights of matrices in bf16]
-        + those of the largest micro-batch: layers x (tokens x A + prompts x B) + rows x vocabulary x C
-before: of the process before there is a model
-16 = 4 each for a weight, its gradient and AdamW's two moments
-A = 40 width + 16 inner in fp32; 34 width + 8 inner in bf16: what a layer keeps of a token for the backward pass
-B = heads x the keys that each query has in its block x (4 in fp32, 2 in bf16): attention's probabilities; nothing for
-    sequences of more than 1,024 tokens, but (answers - 1) x (prompt + answer) x (8 width in fp32, 4 width in bf16)
-C = 4 in fp32, 2 in bf16: the logits, where an answer's token is predicted; their gradient takes their place, and is
-    made in pieces of 256 rows, two at a time
-The formula is of what is held. With several micro-batches the C library's allocator holds half as much again, in pieces
-that it keeps for the next ones (dpo_cli/allocator.py)."""
-
-
-def activation_bytes(shape: Shape, batch: FlatBatch, precision: str) -> float:
-    """What all layers keep of a micro-batch for the backward pass.
-
-    Counted off the tensors that autograd saves (tests/test_bench_scaling.py counts them again). In fp32 of each token
-    10 x width: what goes into the two norms, comes out of them, and in between, 3 each; queries, keys, values and what
-    attention makes of them; and 4 x inner: gate, its silu, up, and their product. In bf16 what norms see stays float32,
-    and every matrix product has a copy of its own of what goes into it.
-
-    Attention in blocks (dpo_cli/model/attention_blocks.py) keeps its probabilities. PyTorch's, which long sequences go
-    through, has its output in another order, and keys and values of prompt and answer side by side.
-    """
-    size = 4 if precision == "fp32" else 2
-    token = 40 * shape.width + 16 * shape.inner if precision == "fp32" else 34 * shape.width + 8 * shape.inner
-    if longest(batch.layouts) <= MAX_KEYS:
-        seen = sum(_length(b.queries) * (_length(b.own) + _length(b.trunk)) for b in blocks_of(batch.layouts))
-        attention = size * (shape.width // HEAD) * seen
-    else:
-        token += size * shape.width
-        attention = (
-            2
-            * size
-            * shape.width
-            * sum(layout.trunk + branch for layout in batch.layouts for branch in layout.branches[1:])
-        )
-    return shape.layers * (token * len(batch.input_ids) + attention)
-
-
-def _length(part: slice) -> int:
-    return int(part.stop - part.start)
+memory: as `dpo plan` estimates it (dpo_cli/model/memory.py, docs/plan.md), beyond what the process holds before there is a
+model: 16 bytes a weight (4 each for it, its gradient and AdamW's two moments), what autograd saves of the largest
+micro-batch (counted off the model's own code), logits and two pieces of their gradient, in bf16 a copy of the matrices; and
+with several micro-batches half as much again as what they keep, in pieces that the C library's allocator holds."""
 
 
 def costs_of(shape: Shape, precision: str) -> Costs:
     """The formulas' numbers; no weight is made for them."""
-    with torch.device("meta"):
-        model = LlamaForCausalLM(shape.config())
-    groups = shape.groups()
+    config, groups = shape.config(), shape.groups()
+    model, _ = outline(config, None, precision)
     update, forward = FlopsModel.of(model, update=True), FlopsModel.of(model)
-    weights = count_weights(model)
-    size = 4 if precision == "fp32" else 2
-    most = 0.0
-    for members in plan_of(groups)[0].ranks[0]:
-        batch = collate([groups[index] for index in members])
-        logits = len(batch.rows) * shape.vocabulary * size
-        pieces = 2 * min(len(batch.rows), logprobs._ROWS) * shape.vocabulary * 4
-        most = max(most, activation_bytes(shape, batch, precision) + logits + pieces)
-    copies = 0 if precision == "fp32" else 2 * (weights - shape.vocabulary * shape.width)
+    micro_batches = [collate([groups[index] for index in members]) for members in plan_of(groups)[0].ranks[0]]
+    largest = max(micro_batches, key=lambda batch: len(batch.input_ids))
+    kept = activations(config, largest, precision=precision, kernel=False)
+    work = Work(kept, len(largest.rows), len(micro_batches))
     return Costs(
-        weights=weights,
+        weights=count_weights(model),
         tokens=sum(flat_length(group) for group in groups),
         update_flops=sum(update.forward(group) for group in groups),
         reference_flops=sum(forward.forward(group) for group in groups),
-        memory=16 * weights + copies + most,
+        memory=estimate(memory.Shape.of(model), work, Layout(precision, gpu=False)).backward.total,
     )
 
 

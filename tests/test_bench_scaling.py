@@ -1,4 +1,4 @@
-"""scripts/bench_scaling.py: its memory formula against what autograd keeps, and that it runs."""
+"""scripts/bench_scaling.py: that it runs, and what its points say."""
 
 from __future__ import annotations
 
@@ -11,14 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from helpers.scripts import load_script
-from torch import Tensor
-from transformers import LlamaForCausalLM
-
-from dpo_cli.data.collate import collate
-from dpo_cli.model.attention import GROUP_ATTENTION
-from dpo_cli.model.policy import Policy
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_scaling.py"
 
@@ -31,39 +24,6 @@ def bench() -> ModuleType:
     module = load_script("bench_scaling")
     patch.undo()
     return module
-
-
-def kept_by_autograd(bench: ModuleType, shape: Any, precision: str) -> int:
-    """Bytes of all tensors that the forward pass leaves for the backward pass, each once, the weights aside."""
-    torch.manual_seed(0)
-    model = LlamaForCausalLM._from_config(shape.config(), attn_implementation=GROUP_ATTENTION, dtype=torch.float32)
-    policy = Policy(model, precision=precision, groups=True)
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, tuple[Any, int]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage, storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        held = policy(collate(shape.groups()))
-    total = sum(size for _, size in kept.values())
-    del held
-    return total
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("change", [{}, {"answers": 4}, {"width": 192}, {"answer": 96}, {"prompt": 1100}])
-def test_activations_by_formula_are_what_a_layer_keeps(bench: ModuleType, precision: str, change: Any) -> None:
-    shape = bench.replace(bench.QUICK_BASE, **{"prompt": 24, "answer": 32, "width": 128, **change})
-    one, two = (kept_by_autograd(bench, bench.replace(shape, layers=layers), precision) for layers in (1, 2))
-    copies = 0 if precision == "fp32" else 2 * (4 * shape.width**2 + 3 * shape.width * shape.inner)
-    batch = collate(shape.groups())
-    # Besides: two numbers a token for the norms, one a head for attention's softmax, and masks.
-    formula = bench.activation_bytes(bench.replace(shape, layers=1), batch, precision) + copies
-    assert two - one == pytest.approx(formula, rel=0.04)
 
 
 def test_the_base_is_on_every_axis_and_the_model_axis_is_as_large_as_it_says(bench: ModuleType) -> None:

@@ -197,7 +197,7 @@ MISTAKES = {
     "file: in eval": mistake("eval", "--config-dir=mine", "+experiment=typo", *GIVEN, says=["loss.betta"]),
     # commands and flags
     "mistyped command": mistake("trian", says=[["no command trian", "did you mean train?"]]),
-    "no such command": mistake("xyzzy", says=[["no command xyzzy", "commands: train, precompute-ref, inspect, eval"]]),
+    "no such command": mistake("xyzzy", says=[["no command xyzzy", "commands: train, precompute-ref, plan, inspect, eval"]]),
     "no such shell": mistake("completion", "tcsh", says=[["bash", "zsh", "fish"]]),
     "eval sweeps": mistake("eval", "-m", *GIVEN, "loss.beta=1,2", says=["dpo eval does not take -m"]),
     "precompute-ref sweeps": mistake(
@@ -293,6 +293,7 @@ SHOWN = {
     "eval help": ["eval", "--help"],
     "inspect help": ["inspect", "--help"],
     "score help": ["score", "--help"],
+    "plan help": ["plan", "--help"],
     "configs": ["configs"],
     "bash": ["completion", "bash"],
     "zsh": ["completion", "zsh"],
@@ -329,7 +330,7 @@ def test_an_experiment_of_ones_own(shown: dict[str, str]) -> None:
     assert shown["own experiment"] == shown["cfg"]
 
 
-@pytest.mark.parametrize("command", ["train", "precompute-ref", "eval", "inspect", "score"])
+@pytest.mark.parametrize("command", ["train", "precompute-ref", "eval", "inspect", "plan", "score"])
 def test_help_lists_keys_and_recipes(command: str, shown: dict[str, str]) -> None:
     text = shown[f"{command} help"]
     assert text.startswith(f"dpo {command}: ")
@@ -352,7 +353,7 @@ def test_configs_prints_a_folder_with_the_files(shown: dict[str, str]) -> None:
 
 
 COMPLETIONS = {
-    "dpo ": ["train ", "precompute-ref ", "inspect ", "eval ", "score ", "import ", "configs ", "completion "],
+    "dpo ": [f"{command} " for command in [*COMMANDS, *HELPERS]],
     "dpo tr": ["train "],
     "dpo train loss=": [f"loss={name}" for name in LOSSES],
     "dpo train engine=z": ["engine=zero3"],

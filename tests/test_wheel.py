@@ -44,7 +44,7 @@ def files(folder: str, pattern: str) -> set[str]:
 
 
 def test_everything_is_inside(names: set[str]) -> None:
-    expected = {f"dpo_cli/{name}" for name in files("configs", "*.yaml")}
+    expected = {f"dpo_cli/{name}" for kind in ("*.yaml", "*.json") for name in files("configs", kind)}
     expected |= files("dpo_cli", "*.py") | files("dpo_cli/quickstart/assets", "*")
     expected |= files("dpo_cli/data/templates", "*.jinja")
     assert len([name for name in expected if name.endswith(".jinja")]) >= 5

@@ -58,6 +58,22 @@ def load_rows(model: ModelConfig, data: DataConfig, loss: Loss, seed: int, conso
     return Rows(loader.tokenizer, loaded, others, held_others)
 
 
+def known_rows(model: ModelConfig, data: DataConfig, loss: Loss, seed: int, console: Console) -> Rows | None:
+    """The rows if they have been read and tokenised before, from files and with a model that are on this machine; else
+    None, and nothing is read."""
+    paths = [data.path, *(part.path for part in (data.mix or {}).values())]
+    if not Path(model.path).is_dir() or not all(is_local(path) for path in paths if path is not None):
+        return None
+    held_out = held_out_part(data, loss.kind)
+    parts = [*training_parts(data, loss.kind), *([held_out] if isinstance(held_out, Part) else [])]
+    if not all(is_local(part.place.path) for part in parts):
+        return None
+    loader = make_loader(model, data, console)
+    if not all(loader.known(part) for part in parts):
+        return None
+    return load_rows(model, data, loss, seed, console)
+
+
 def make_loader(model: ModelConfig, data: DataConfig, console: Console) -> Loader:
     """What reading rows takes, the model's tokenizer above all."""
     tokenizer = load_tokenizer(model.path, model.revision)

@@ -164,6 +164,11 @@ def build(
     return table
 
 
+def find(source: Source, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> Table | None:
+    """The table of a source as ``build`` would give it, if it is there; nothing is made."""
+    return open_table(folder / _key(source, recipe, tokenizer))[0]
+
+
 @contextmanager
 def _alone(lock: Path, name: str, phase: Phase) -> Iterator[None]:
     """Holding a lock; where another process has it, the wait is shown."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from dpo_cli.data.build import Phase, Recipe, build, key64
+from dpo_cli.data.build import Phase, Recipe, build, find, key64
 from dpo_cli.data.holdout import hold_out, overlap
 from dpo_cli.data.sources import Place, open_source
 from dpo_cli.data.store import Groups, Table
@@ -70,6 +70,11 @@ class Loader:
             phase=self.phase,
             warn=self.warn,
         )
+
+    def known(self, part: Part) -> bool:
+        """Whether the part's rows have been read before."""
+        source = open_source(part.place, key=part.key, cache=self.folder)
+        return find(source, part.recipe, self.tokenizer, folder=self.folder / "tokens") is not None
 
 
 def load_data(

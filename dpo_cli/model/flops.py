@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from dpo_cli.data.collate import collate, shared_prefix
 from dpo_cli.data.types import Group
+from dpo_cli.model.devices import known_gpu
 
 
 @dataclass(frozen=True)
@@ -111,27 +112,11 @@ def _size(parameter: nn.Parameter) -> int:
     return parameter.numel() if state is None else int(state.shape.numel())
 
 
-# Dense peak in FLOP/s without sparsity, from the makers' data sheets: (bfloat16, float32 on the tensor cores' TF32
-# or the plain units, whichever PyTorch uses by default: the plain ones).
-# The first name that is in the device's own counts.
-_GPU_PEAKS = {
-    "H200 NVL": (835e12, 60e12),
-    "H100 NVL": (835e12, 60e12),
-    "H100 PCIe": (756e12, 51e12),
-    "H200": (989e12, 67e12),
-    "H100": (989e12, 67e12),
-    "A100": (312e12, 19.5e12),
-    "L40S": (362e12, 91.6e12),
-    "RTX 4090": (165e12, 82.6e12),
-}
-
-
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """What the device can do per second: a GPU's data sheet, a CPU's own matrix products; None if unknown."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        peaks = next((peaks for key, peaks in _GPU_PEAKS.items() if key in name), None)
-        return None if peaks is None else peaks[0 if precision == "bf16" else 1]
+        known = known_gpu(torch.cuda.get_device_name(device))
+        return None if known is None else known.peak(precision)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     size, seconds = _SIZES[0], _product_seconds(_SIZES[0], dtype)
     for larger in _SIZES[1:]:

@@ -85,7 +85,7 @@ def load_model(
         config = AutoConfig.from_pretrained(path, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise DpoError(f"{name} is not a model: {_first_line(error)}") from None
-    dropout = _switch_off_dropout(config)
+    dropout = switch_off_dropout(config)
     why_not = "model.attention=plain" if attention == "plain" else _why_no_groups(config)
     model = None
     if not why_not:
@@ -185,7 +185,7 @@ def _check_folder(path: str, name: str) -> None:
         raise DpoError(f"{name} is not a model folder: it holds no config.json")
 
 
-def _switch_off_dropout(config: Any) -> dict[str, float]:
+def switch_off_dropout(config: Any) -> dict[str, float]:
     """DPO compares log-probs of one model with another's; dropout would make both random."""
     names = [name for name in vars(config) if "dropout" in name or name.endswith("pdrop")]
     before = {name: value for name in names if isinstance(value := getattr(config, name), float) and value > 0}

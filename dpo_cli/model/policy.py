@@ -42,7 +42,11 @@ class Policy(nn.Module):
         device = next(self.model.parameters()).device
         if self.noise is not None:
             self.noise.look_at(batch, share=self.groups)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        # Without autocast's cache: it would hold bfloat16 copies of all weights until the end of the pass, and a weight
+        # is used but once in it.
+        with torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
+        ):
             logits = self._flat(batch, device) if self.groups else self._padded(batch, device)
         rows, targets = torch.from_numpy(batch.token_rows), torch.from_numpy(batch.targets)
         if concentration:

@@ -92,9 +92,9 @@ def test_nothing_is_loaded_or_left_but_the_page(ended: dict[str, Outcome], folde
 
 
 def test_flags_are_keys() -> None:
-    assert as_overrides(["--json", "a=b", "--fail-on=x,y", "--html", "a b'c.html"]) == [
+    assert as_overrides("inspect", ["--json", "a=b", "--fail-on=x,y", "--html", "a b'c.html"]) == [
         *("inspect.as_json=true", "a=b", "inspect.fail_on=[x,y]", "inspect.html='a b\\'c.html'")
     ]
     for flag in ("--html", "--fail-on"):
         with pytest.raises(DpoError, match=f"{flag} needs a value"):
-            as_overrides(["a=b", flag])
+            as_overrides("inspect", ["a=b", flag])

@@ -1,0 +1,340 @@
+"""``dpo plan``: whether a run fits, what it takes and what to change. No weight is loaded and nothing is downloaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpo_cli.commands.caches import cache_folder
+from dpo_cli.commands.plan_batch import Source, assumed_group
+from dpo_cli.commands.plan_fit import Candidate, Choice, Run, overrides, room_on, what_fits
+from dpo_cli.commands.rows import known_rows
+from dpo_cli.compose import config_folder, given_overrides
+from dpo_cli.config import PlanConfig
+from dpo_cli.config_adapters import NewAdapterConfig
+from dpo_cli.errors import DpoError
+from dpo_cli.losses import Loss, make_loss
+from dpo_cli.model.activations import outline
+from dpo_cli.model.adapters import NewAdapter
+from dpo_cli.model.devices import NAMES, TOKENS, Device, detected_gpu, free_memory, gpu
+from dpo_cli.model.files import CONFIG_FILE
+from dpo_cli.model.flops import FlopsModel, peak_flops
+from dpo_cli.model.known_shapes import model_config
+from dpo_cli.model.memory import Shape, moment_bytes
+from dpo_cli.model.precision import choose_precision, processor
+from dpo_cli.tracking.console import Console
+
+_MFU = {True: 0.4, False: 0.5}
+"""Share of the peak that is taken for granted, on a GPU or not."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run is planned for."""
+
+    device: Device
+    gpu: bool
+    memory: float
+    """Bytes of a device; of a CPU: of the machine."""
+    processes: int
+    """On each host."""
+    hosts: int
+    found: bool
+    """Whether it is this machine."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of a whole run."""
+
+    update_flops: float
+    reference_flops: float
+    mfu: float
+    hours: float | None
+    """None where the device's peak is not known."""
+    price: float | None
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes."""
+
+    checkpoints: float
+    """As many as are kept at a time, and the one being written."""
+    final: float
+    reference: float
+    """Of the store of log-probs."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that a plan says."""
+
+    model: str
+    weights: int
+    trained: int
+    machine: Machine
+    precision: str
+    room: float
+    """Bytes that the run may take of a device."""
+    chosen: Candidate
+    stages: list[Candidate]
+    fix: Candidate | None
+    """What would fit; None = the chosen one does, or nothing that was tried does."""
+    words: list[str]
+    """Overrides that lead to it."""
+    smallest: dict[str, int]
+    """How many of each kind of GPU it takes at least, with ``words``."""
+    batches: Any
+    assumed: bool
+    """Whether lengths are assumed."""
+    costs: Costs
+    disk: Disk
+    host: float
+    """Bytes of each host's memory on top, where the devices are GPUs."""
+
+
+def run(config: PlanConfig) -> None:
+    """Work it out and show it.
+
+    Raises:
+        DpoError: a model whose shape is not known, or a device that is not.
+    """
+    result = plan(config, Console())
+    if config.plan.as_json:
+        print(json.dumps(as_plain(result), indent=2))
+        return
+    from dpo_cli.commands.plan_view import show
+
+    show(result, config, given_overrides())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can be looked at under any choice."""
+
+    run: Run
+    loss: Loss
+    machine: Machine
+    choice: Choice
+    """What the configuration says."""
+    room: float
+    """Bytes that it may take of a device."""
+
+
+def prepare(config: PlanConfig, console: Console) -> Prepared:
+    """What is needed to look at a run: its model's shape, its batches, its device."""
+    machine = _machine(config)
+    precision = _precision(config, machine)
+    wanted, quantization, path = _adapter(config)
+    shape_of = model_config(path, config_folder() / "model" / "shapes")
+    model, _ = outline(shape_of, wanted, precision)
+    loss = make_loss(config.loss.settings())
+    group, longest = assumed_group(config.plan, config.data, loss.kind)
+    source = Source(
+        train=config.train,
+        loss=loss,
+        seed=config.seed,
+        share=config.model.attention != "plain",
+        update=FlopsModel.of(model, update=True),
+        forward=FlopsModel.of(model),
+        known=known_rows(config.model, config.data, loss, config.seed, console),
+        typical=group,
+        longest=longest,
+        count=config.plan.rows if config.data.limit is None else min(config.plan.rows, config.data.limit),
+    )
+    run = Run(
+        config=shape_of,
+        shape=Shape.of(model, quantization),
+        source=source,
+        precision=precision,
+        kernel=machine.gpu and precision == "bf16",
+        adapter=wanted,
+        quantization=quantization,
+        reference=lambda stage: _reference(config, loss, stage),
+        saves_moments=config.train.save_every is not None,
+        can_checkpoint=hasattr(config.train, "activation_checkpointing"),
+    )
+    room = room_on(machine.device, machine.memory, config.plan.headroom, machine.processes, gpu=machine.gpu)
+    return Prepared(run, loss, machine, _choice(config, machine), room)
+
+
+def plan(config: PlanConfig, console: Console) -> Result:
+    """All that can be said of a run."""
+    prepared = prepare(config, console)
+    about, machine, choice, room = prepared.run, prepared.machine, prepared.choice, prepared.room
+    chosen = about.look(choice, room, gpu=machine.gpu)
+    fix = None if chosen.fits else what_fits(about, choice, room, gpu=machine.gpu)
+    batches, estimate, shape = about.batches(choice), chosen.estimate, about.shape
+    best = choice if fix is None else fix.choice
+    on_host = (estimate.start.host, estimate.backward.host + estimate.save.host / machine.processes)
+    return Result(
+        model=config.model.path,
+        weights=shape.weights,
+        trained=shape.trained,
+        machine=machine,
+        precision=about.precision,
+        room=room,
+        chosen=chosen,
+        stages=about.stages(choice, room, gpu=machine.gpu),
+        fix=fix,
+        words=[] if fix is None else overrides(choice, fix.choice),
+        smallest=about.smallest(best, config.plan.headroom) if machine.gpu else {},
+        batches=batches,
+        assumed=about.source.assumed,
+        costs=_costs(config, machine, batches, prepared.loss, about.precision),
+        disk=_disk(config, shape, batches, prepared.loss),
+        host=max(on_host) * machine.processes if machine.gpu else 0.0,
+    )
+
+
+def _machine(config: PlanConfig) -> Machine:
+    """The device that is named, or this machine's."""
+    settings = config.plan
+    name, wanted = settings.device, config.launch.num_processes
+    given = None if settings.memory_gib is None else settings.memory_gib * 2**30
+    count = 1 if wanted == "auto" else wanted
+    if name in NAMES:
+        device = gpu(name)
+        return Machine(device, True, given or device.memory, count, settings.hosts, found=False)
+    if name not in ("auto", "cpu"):
+        raise DpoError(f"plan.device={name}: expected auto, cpu or one of {', '.join(NAMES)}")
+    found = detected_gpu() if name == "auto" else None
+    if found is not None:
+        device, there = found
+        processes = there if wanted == "auto" else wanted
+        return Machine(device, True, given or device.memory, processes, settings.hosts, found=True)
+    device = Device(processor() or "cpu", "", given or free_memory(), 0.0, 0.0)
+    return Machine(device, False, device.memory, count, settings.hosts, found=True)
+
+
+def _precision(config: PlanConfig, machine: Machine) -> str:
+    wanted = config.train.precision
+    if machine.gpu and wanted == "auto":
+        return "bf16"
+    return choose_precision(wanted, torch.device("cpu"), cache_folder(config.reference.cache_dir))
+
+
+def _adapter(config: PlanConfig) -> tuple[NewAdapter | None, str | None, str]:
+    """The adapter that is trained, how the matrices beside it are held, and the model it is on."""
+    adapter, path = config.model.adapter, config.model.path
+    if isinstance(adapter, NewAdapterConfig):
+        return NewAdapter(**adapter.settings()), adapter.quantization, path
+    place = getattr(adapter, "path", None) or path
+    file = Path(place, CONFIG_FILE)
+    if not file.is_file():
+        if adapter.name == "existing":
+            raise DpoError(f"{place} is not a folder with {CONFIG_FILE}, and a plan downloads nothing")
+        return None, None, path
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    kind = "dora" if settings.get("use_dora") else "lora"
+    found = NewAdapter(kind, settings["r"], settings["lora_alpha"], settings["lora_dropout"], settings["target_modules"])
+    return found, adapter.quantization, str(settings["base_model_name_or_path"]) if place == path else path
+
+
+def _choice(config: PlanConfig, machine: Machine) -> Choice:
+    wanted, budget = config.engine.zero_stage, config.train.tokens_per_micro_batch
+    world = machine.processes * machine.hosts
+    zero = config.engine.deepspeed.get("zero_optimization", {})
+    moved = [name for name in ("optimizer", "param") if zero.get(f"offload_{name}", {}).get("device", "none") != "none"]
+    return Choice(
+        zero_stage=wanted if wanted != "auto" else 0 if world == 1 else 2,
+        offload="all" if "param" in moved else "optimizer" if moved else "none",
+        processes=machine.processes,
+        hosts=machine.hosts,
+        budget=budget if budget != "auto" else TOKENS["cuda" if machine.gpu else "cpu"],
+        optimizer=config.optim.name,
+        checkpointing=getattr(config.train, "activation_checkpointing", "none"),
+    )
+
+
+def _reference(config: PlanConfig, loss: Loss, stage: int) -> str:
+    """What kind of reference is in memory."""
+    settings = config.reference
+    if not loss.needs_reference or settings.mode in ("cached", "none"):
+        return "none"
+    if settings.mode == "live":
+        sharded = stage == 3 if settings.sharded == "auto" else settings.sharded
+        return "sharded" if sharded else "whole"
+    goes_on = settings.update_every is not None or not isinstance(config.model.adapter, NewAdapterConfig)
+    return "second_adapter" if goes_on else "adapter_off"
+
+
+def _costs(config: PlanConfig, machine: Machine, batches: Any, loss: Loss, precision: str) -> Costs:
+    settings = config.plan
+    mfu = settings.mfu or _MFU[machine.gpu]
+    passes = 0.0
+    if loss.needs_reference:
+        passes = 1.0 if config.reference.mode == "cached" else float(config.train.epochs)
+    reference = passes * batches.reference_flops
+    # Work that is done again counts in the time and not in the share.
+    again = {"none": 1.0, "selective": 1.05, "full": 4 / 3}[getattr(config.train, "activation_checkpointing", "none")]
+    if machine.gpu:
+        peak: float | None = machine.device.peak(precision) * machine.processes * machine.hosts or None
+    else:
+        measured = peak_flops(torch.device("cpu"), precision)
+        peak = None if measured is None else measured * machine.hosts
+    hours = None if peak is None else (batches.update_flops * again + reference) / (peak * mfu) / 3600
+    price = settings.price_per_hour
+    devices = machine.hosts * (machine.processes if machine.gpu else 1)
+    cost = None if price is None or hours is None else hours * price * devices
+    return Costs(batches.update_flops, reference, mfu, hours, cost)
+
+
+def _disk(config: PlanConfig, shape: Shape, batches: Any, loss: Loss) -> Disk:
+    train = config.train
+    each = shape.trained * (4.0 + moment_bytes(config.optim.name))
+    if config.reference.update_every is not None:
+        each += 4.0 * (shape.trained if config.reference.mode == "adapter_off" else shape.weights)
+    kept = 0 if train.save_every is None else train.keep_last + 1 + (train.keep_best is not None)
+    stored = loss.needs_reference and config.reference.mode == "cached"
+    # A key and an end for each answer, and a float32 number for each of its tokens.
+    store = batches.answers * 24.0 + batches.answer_tokens * 4.0 if stored else 0.0
+    return Disk(each * kept, 4.0 * shape.trained, store)
+
+
+def as_plain(result: Result) -> dict[str, Any]:
+    """As JSON: bytes, FLOPs, hours."""
+    batches = result.batches
+
+    def candidate(one: Candidate) -> dict[str, Any]:
+        moments = {name: _memory(getattr(one.estimate, name)) for name in ("start", "backward", "step", "save")}
+        return {
+            **dataclasses.asdict(one.choice),
+            "fits": one.fits,
+            "refused": one.refused or None,
+            "peak": one.estimate.peak.total,
+            "peak_at": one.estimate.worst,
+            "memory": moments,
+        }
+
+    return {
+        "model": {"path": result.model, "weights": result.weights, "trained": result.trained},
+        "device": {**dataclasses.asdict(result.machine.device), "gpu": result.machine.gpu, "room": result.room},
+        "precision": result.precision,
+        "fits": result.chosen.fits,
+        "chosen": candidate(result.chosen),
+        "stages": [candidate(one) for one in result.stages],
+        "fix": None if result.fix is None else {"overrides": result.words, **candidate(result.fix)},
+        "smallest": result.smallest,
+        "batch": {
+            "lengths": "assumed" if result.assumed else "of the rows",
+            "comparisons": batches.comparisons,
+            "updates": batches.updates,
+            "micro_batches": batches.micro_batches,
+            "tokens": batches.tokens,
+            "logits": batches.rows,
+        },
+        "costs": dataclasses.asdict(result.costs),
+        "disk": dataclasses.asdict(result.disk),
+        "host_memory": result.host,
+    }
+
+
+def _memory(memory: Any) -> dict[str, float]:
+    return {**dataclasses.asdict(memory), "total": memory.total}
