@@ -307,12 +307,22 @@ def _parsed(lines: Iterable[str], bad: list[int]) -> Iterator[dict[str, Any]]:
 
 
 def _series(lines: Iterable[dict[str, Any]]) -> dict[str, Series]:
-    steps: dict[str, list[int]] = {}
-    values: dict[str, list[float]] = {}
+    """Metrics by name, in the order of their steps. Most lines have the same names and are taken by columns: there may
+    be a million of them."""
+    alike: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
     for line in lines:
-        step = line.pop("step")
-        for name, value in line.items():
-            if value is None or isinstance(value, int | float):
-                steps.setdefault(name, []).append(step)
-                values.setdefault(name, []).append(float("nan") if value is None else float(value))
-    return {name: Series(np.array(steps[name], dtype=np.int64), np.array(values[name])) for name in steps}
+        alike.setdefault(tuple(line), []).append(tuple(line.values()))
+    parts: dict[str, list[Series]] = {}
+    for names, rows in alike.items():
+        columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+        steps = np.array(columns.pop("step"), dtype=np.int64)
+        for name, values in columns.items():
+            if all(value is None or isinstance(value, int | float) for value in values):
+                parts.setdefault(name, []).append(Series(steps, np.array(values, dtype=np.float64)))  # None is NaN
+    return {name: _in_order(each) for name, each in parts.items()}
+
+
+def _in_order(parts: Sequence[Series]) -> Series:
+    steps = np.concatenate([part.steps for part in parts])
+    order = np.argsort(steps, kind="stable")
+    return Series(steps[order], np.concatenate([part.values for part in parts])[order])

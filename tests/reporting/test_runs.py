@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers.run_folders import make_run, make_sweep, record
+from helpers.run_folders import make_run, make_sweep, record, write_lines
 
 from dpo_cli.errors import DpoError
 from dpo_cli.reporting.runs import (
@@ -55,6 +55,22 @@ def test_what_is_damaged_is_said_and_the_rest_is_read(tmp_path: Path) -> None:
     assert run.metrics["loss"].steps.tolist() == [1, 2, 3, 4, 5]
     assert run.final("loss") == run.metrics["loss"].values[3]  # the null is no number to end with
     assert newest_step(folder) == 5
+
+
+def test_metrics_of_lines_that_are_not_alike(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=1, samples=0)
+    lines = [
+        {"step": 1, "a": 1.0, "b": 5},
+        {"step": 2, "b": 6.0},
+        {"step": 3, "b": 7.0, "a": None, "said": "a word"},
+        {"a": 4.0, "step": 4},
+    ]
+    write_lines(folder / "metrics.jsonl", lines)
+    metrics = read_run(folder).metrics
+    assert sorted(metrics) == ["a", "b"]
+    assert metrics["a"].steps.tolist() == [1, 3, 4]
+    assert metrics["a"].finite().values.tolist() == [1.0, 4.0]
+    assert (metrics["b"].steps.tolist(), metrics["b"].values.tolist()) == ([1, 2, 3], [5.0, 6.0, 7.0])
 
 
 def test_no_code_is_run_from_a_configuration(tmp_path: Path) -> None:
