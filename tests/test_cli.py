@@ -17,6 +17,7 @@ import pytest
 from helpers.command import Outcome, dpo, dpo_each, environment
 
 import dpo_cli.quickstart
+from dpo_cli.cli import COMMANDS, HELPERS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LOSSES = sorted(file.stem for file in (CONFIGS / "loss").glob("*.yaml"))
@@ -197,7 +198,9 @@ MISTAKES = {
     "file: in eval": mistake("eval", "--config-dir=mine", "+experiment=typo", *GIVEN, says=["loss.betta"]),
     # commands and flags
     "mistyped command": mistake("trian", says=[["no command trian", "did you mean train?"]]),
-    "no such command": mistake("xyzzy", says=[["no command xyzzy", "commands: train, precompute-ref, plan, inspect, eval"]]),
+    "no such command": mistake(
+        "xyzzy", says=[["no command xyzzy", "commands: train, precompute-ref, plan, inspect, eval"]]
+    ),
     "no such shell": mistake("completion", "tcsh", says=[["bash", "zsh", "fish"]]),
     "eval sweeps": mistake("eval", "-m", *GIVEN, "loss.beta=1,2", says=["dpo eval does not take -m"]),
     "precompute-ref sweeps": mistake(

@@ -152,7 +152,9 @@ def _untie(model: PreTrainedModel) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    plain = [end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends if end is not None]
+    plain: list[Any] = [
+        end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends if end is not None
+    ]
     changed = [isinstance(end, BaseTunerLayer) for end in ends]
     if len(plain) < 2 or plain[0].weight is not plain[1].weight or not any(changed):
         return False
