@@ -29,7 +29,7 @@ HEAVY = ("torch", "transformers", "deepspeed", "datasets", "numpy")
 # -- speed
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["--version"]])
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["merge", "--help"], ["push", "--help"]])
 def test_help_is_instant_and_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     seconds = []
     for _ in range(3):
@@ -335,7 +335,10 @@ def test_configs_prints_a_folder_with_the_files(shown: dict[str, str]) -> None:
 
 
 COMPLETIONS = {
-    "dpo ": ["train ", "precompute-ref ", "inspect ", "eval ", "import ", "configs ", "completion "],
+    "dpo ": [
+        *("train ", "precompute-ref ", "inspect ", "eval "),
+        *("import ", "merge ", "push ", "configs ", "completion "),
+    ],
     "dpo tr": ["train "],
     "dpo train loss=": [f"loss={name}" for name in LOSSES],
     "dpo train engine=z": ["engine=zero3"],

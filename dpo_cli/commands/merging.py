@@ -257,8 +257,8 @@ def _check_written(found: Gap, effect: Gap, wanted: Wanted, console: Console) ->
     console.result(f"rounding to {wanted.dtype} changes them by {found}")
     if share > _UNDONE:
         console.warn(
-            f"that is {share:.0%} of what the adapter changes: the model is noticeably another than the one that was "
-            "trained; --dtype float32 keeps it"
+            f"that is {share:.2g} times what the adapter changes: this is noticeably another model than the one that "
+            "was trained; --dtype float32 keeps it"
         )
 
 

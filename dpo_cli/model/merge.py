@@ -18,8 +18,9 @@ from dpo_cli.model.load import load_model
 
 SEQUENCES, LENGTH = 8, 32
 """Of the tokens that models are compared on."""
-_ROUNDING = 2e-5
-"""Nats a token, on average, that float32 alone may make of the same product in another order."""
+_ROUNDING = 5e-5
+"""Nats a token, on average, that float32 alone may make of the same product in another order. Measured: 6e-6 in 30
+layers."""
 _SHARE = 0.01
 _MOST = 1e-3
 
