@@ -93,7 +93,8 @@ def find_source(place: str, *, base: str | None = None, held: str | None = None)
     name = f"the adapter {path}"
     found = find_files(path, None, name=name)
     if found.adapter is None:
-        what = "holds all weights: there is nothing to merge" if folder.is_dir() else "is not an adapter"
+        whole = (folder / "config.json").is_file()
+        what = "holds all weights: there is nothing to merge" if whole else "is not an adapter"
         raise DpoError(f"{path} {what}; expected an adapter, or the folder of a run that trained one")
     settings = _settings(path, run)
     known = ((settings or {}).get("model") or {}).get("adapter") or {}

@@ -31,8 +31,9 @@ def run(words: Sequence[str]) -> None:
         StorageError: the hub can't be reached.
     """
     arguments = _parser().parse_args(list(words))
-    # Hours of upload without a sign of life are worse than bars that are not ours.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
+    # Hours of upload without a sign of life are worse than bars that are not ours. Merging would have more of them.
+    bars = sys.stderr.isatty() and not arguments.merged
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if bars else "1")
     from dpo_cli.quiet import quieten
 
     quieten()
