@@ -22,9 +22,9 @@ COMMANDS = {
 HELPERS = {
     "report": "one HTML file about a run, a sweep or any set of runs",
     "runs": "list runs and how they stand, compare two, remove old checkpoints",
+    "import": "turn a TRL, axolotl or LLaMA-Factory config into an experiment",
     "merge": "merge an adapter into its base model: plain weights with the same log-probs",
     "push": "upload a trained model to the Hugging Face hub, private unless told otherwise",
-    "import": "turn a TRL, axolotl or LLaMA-Factory config into an experiment",
     "configs": "print the folder with the configuration files, to read or to copy from",
     "completion": "print tab completion for bash, zsh or fish",
 }

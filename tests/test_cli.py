@@ -30,7 +30,7 @@ HEAVY = ("torch", "transformers", "deepspeed", "datasets", "numpy")
 # -- speed
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["--version"]])
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["merge", "--help"], ["push", "--help"]])
 def test_help_is_instant_and_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     seconds = []
     for _ in range(3):

@@ -136,14 +136,13 @@ def plain_card(base: str | None, license_found: Mapping[str, str], *, merged: st
         base: the base model of an adapter; None = there are all weights.
         license_found: of the base model.
         merged: how an adapter was merged into it, in words; empty = it was not.
-        weights: their format.
+        weights: their format, where it was.
     """
     adapter = base is not None and not merged
     data = ModelCardData(**_of_base(hub_id(base or ""), license_found, adapter=adapter))
     name = "A language model" if base is None else f"{Path(public_name(base)).name}, with an adapter"
     what = f"An adapter for `{public_name(base)}`" if base is not None else "A language model"
-    about_weights = f". Its weights are {weights}" if weights else ""
-    lines = [f"# {name}", "", f"{what}{f', {merged}' if merged else '.'}{about_weights}", *_use()]
+    lines = [f"# {name}", "", f"{what}, {merged} Its weights are {weights}." if merged else f"{what}.", *_use()]
     lines += ["", "How it was trained is not known here: the folder came without its run's.", *_license(license_found)]
     return str(ModelCard("\n".join(["---", data.to_yaml(), "---", "", *lines]) + "\n"))
 

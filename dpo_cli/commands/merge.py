@@ -12,14 +12,20 @@ from dpo_cli.errors import DpoError
 DTYPES = ("float32", "bfloat16", "float16")
 HELD = ("nf4", "nf4_double", "int8")
 
+_DESCRIPTION = """\
+Merge an adapter (LoRA, DoRA, rsLoRA, QLoRA) into its base model: a plain
+Hugging Face folder that loads without peft, and whose log-probs are those of
+the adapter on its base.
+"""
 _EXAMPLES = """\
 examples
-  dpo merge runs/mine runs/mine/merged                 a run's adapter; its config.yaml says how the base was held
-  dpo merge OWNER/ADAPTER merged --dtype bfloat16      an adapter of the hub, in half the space
-  dpo merge adapter merged --held nf4_double           a QLoRA adapter without its run's folder
+  dpo merge runs/mine merged                        a run's adapter
+  dpo merge OWNER/ADAPTER merged --dtype bfloat16   the hub's, in half the space
+  dpo merge adapter merged --held nf4_double        QLoRA without a run's folder
 
-Log-probs of fixed token sequences are computed before and after; if they differ by more than rounding, nothing is
-written. At DPO's learning rates, rounding to bfloat16 can undo much of an update: how much is measured and shown.
+Log-probs of fixed token sequences are computed before and after; if they
+differ by more than rounding, nothing is written. At DPO's learning rates,
+rounding to bfloat16 can undo much of an update: how much is shown.
 """
 
 
@@ -54,8 +60,7 @@ def check_output(folder: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="dpo merge",
-        description="Merge an adapter (LoRA, DoRA, rsLoRA, QLoRA) into its base model: a plain Hugging Face folder "
-        "that loads without peft, and whose log-probs are those of the adapter on its base.",
+        description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

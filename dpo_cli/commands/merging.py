@@ -93,7 +93,8 @@ def find_source(place: str, *, base: str | None = None, held: str | None = None)
     name = f"the adapter {path}"
     found = find_files(path, None, name=name)
     if found.adapter is None:
-        what = "holds all weights: there is nothing to merge" if folder.is_dir() else "is not an adapter"
+        whole = (folder / "config.json").is_file()
+        what = "holds all weights: there is nothing to merge" if whole else "is not an adapter"
         raise DpoError(f"{path} {what}; expected an adapter, or the folder of a run that trained one")
     settings = _settings(path, run)
     known = ((settings or {}).get("model") or {}).get("adapter") or {}
@@ -257,8 +258,8 @@ def _check_written(found: Gap, effect: Gap, wanted: Wanted, console: Console) ->
     console.result(f"rounding to {wanted.dtype} changes them by {found}")
     if share > _UNDONE:
         console.warn(
-            f"that is {share:.0%} of what the adapter changes: the model is noticeably another than the one that was "
-            "trained; --dtype float32 keeps it"
+            f"that is {share:.2g} times what the adapter changes: this is noticeably another model than the one that "
+            "was trained; --dtype float32 keeps it"
         )
 
 

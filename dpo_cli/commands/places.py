@@ -31,7 +31,8 @@ def policy_files(model: ModelConfig) -> ModelFiles:
     if isinstance(adapter, NewAdapterConfig) and files.adapter is not None:
         raise DpoError(
             f"model/adapter={adapter.name} makes a new adapter, and model.path={model.path} is one already: to go on "
-            "from it choose model/adapter=existing, to train a new one on top of it merge it into its base first"
+            "from it choose model/adapter=existing, to train a new one on top of it merge it into its base "
+            "first, with dpo merge"
         )
     return files
 

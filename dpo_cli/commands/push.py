@@ -11,13 +11,14 @@ from dpo_cli.commands.arguments import Parser
 
 _EXAMPLES = """\
 examples
-  dpo push runs/mine OWNER/NAME --dry-run      what would be uploaded, without a network
-  dpo push runs/mine OWNER/NAME                a run's model or adapter, to a private repository
-  dpo push runs/mine OWNER/NAME --merged       its adapter merged into the base model, in float32
-  dpo push merged OWNER/NAME --public          a folder, such as `dpo merge` writes, for everybody
+  dpo push runs/mine OWNER/NAME --dry-run   what would be uploaded
+  dpo push runs/mine OWNER/NAME             a run's model or adapter, private
+  dpo push runs/mine OWNER/NAME --merged    its adapter merged, in float32
+  dpo push merged OWNER/NAME --public       what `dpo merge` wrote, for everybody
 
-Uploaded are weights in safetensors, configurations, tokenizer, chat template, the model card, and the run's config.yaml
-with places on this machine reduced to their names; nothing else, and no file that holds a secret. The token is
+Uploaded are weights in safetensors, configurations, tokenizer, chat template,
+the model card, and the run's config.yaml with places on this machine reduced
+to their names; nothing else, and no file that holds a secret. The token is
 HF_TOKEN's, or the one that `hf auth login` kept; HF_ENDPOINT names another hub.
 """
 
@@ -30,8 +31,9 @@ def run(words: Sequence[str]) -> None:
         StorageError: the hub can't be reached.
     """
     arguments = _parser().parse_args(list(words))
-    # Hours of upload without a sign of life are worse than bars that are not ours.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
+    # Hours of upload without a sign of life are worse than bars that are not ours. Merging would have more of them.
+    bars = sys.stderr.isatty() and not arguments.merged
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if bars else "1")
     from dpo_cli.quiet import quieten
 
     quieten()
@@ -46,8 +48,8 @@ def run(words: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="dpo push",
-        description="Upload a trained model to the Hugging Face hub with its model card: private unless --public says "
-        "otherwise, in one commit.",
+        description="Upload a trained model to the Hugging Face hub with its model card, in one\n"
+        "commit: private unless --public says otherwise.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -18,8 +18,9 @@ from dpo_cli.model.load import load_model
 
 SEQUENCES, LENGTH = 8, 32
 """Of the tokens that models are compared on."""
-_ROUNDING = 2e-5
-"""Nats a token, on average, that float32 alone may make of the same product in another order."""
+_ROUNDING = 5e-5
+"""Nats a token, on average, that float32 alone may make of the same product in another order. Measured: 6e-6 in 30
+layers."""
 _SHARE = 0.01
 _MOST = 1e-3
 
@@ -149,14 +150,10 @@ def _with_adapter(model: PreTrainedModel, files: ModelFiles) -> Any:
 
 def _untie(model: PreTrainedModel) -> bool:
     """Make embeddings and output layer two matrices, if they are one and the adapter changes only one of them."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    plain: list[Any] = [
-        end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends if end is not None
-    ]
-    changed = [isinstance(end, BaseTunerLayer) for end in ends]
-    if len(plain) < 2 or plain[0].weight is not plain[1].weight or not any(changed):
+    changed = [hasattr(end, "get_base_layer") for end in ends]  # it is a layer of peft's
+    plain = [end.get_base_layer() if wrapped else end for end, wrapped in zip(ends, changed, strict=True)]
+    if None in plain or plain[0].weight is not plain[1].weight or not any(changed):
         return False
     plain[1].weight = nn.Parameter(plain[1].weight.detach().clone(), requires_grad=False)
     for config in {id(part): part for part in (model.config, model.config.get_text_config())}.values():

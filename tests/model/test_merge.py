@@ -172,7 +172,7 @@ def test_other_formats_are_the_float32_weights_rounded(tmp_path: Path, capsys: p
     merge_into(tmp_path / "half", source, Wanted("bfloat16", "trained"))
     said = capsys.readouterr()
     assert "rounding to bfloat16 changes them by" in said.out
-    assert "of what the adapter changes" in said.err
+    assert "times what the adapter changes" in said.err
     full, half = (load_file(tmp_path / name / "model.safetensors") for name in ("full", "half"))
     assert all(torch.equal(half[name], tensor.bfloat16()) for name, tensor in full.items())
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
@@ -239,7 +239,7 @@ def test_how_much_is_rounding() -> None:
     other[0, 1] = 0.6
     assert Gap.between(one, other) == Gap(pytest.approx(0.1), pytest.approx(0.6))
     assert allowed_gap(0.0) < 1e-4
-    assert allowed_gap(0.01) == pytest.approx(1.2e-4)
+    assert allowed_gap(0.01) == pytest.approx(1.5e-4)
     assert allowed_gap(100.0) == 1e-3
     other[1, 1] = float("nan")
     with pytest.raises(NumericsError, match="not finite"):
