@@ -147,6 +147,7 @@ MISTAKES = {
             "judge=reward_model needs answers to win against",
         ],
     ),
+    "a step of no run": mistake("eval", *GIVEN, "step=3", says=["step=3 has no effect without run"]),
     "prompts for nothing": mistake("eval", *GIVEN, "prompts=a.json", says=["prompts has no effect without eval"]),
     "eval of nothing": mistake("eval", says=["model.path has no value", "data.path has no value"]),
     "eval of no run": mistake("eval", "run=nowhere", says=[["run=nowhere", "nowhere/config.yaml"]]),

@@ -14,8 +14,9 @@ from torch import Tensor
 from dpo_cli import distributed
 from dpo_cli.commands.contestant import other_model
 from dpo_cli.commands.evaluate_view import into_card, show, show_generations
-from dpo_cli.commands.generations import Generations, generate, write_generations
+from dpo_cli.commands.generations import Generations, check_can_generate, generate, write_generations
 from dpo_cli.commands.parts import Reference, Scorer, Setup, resolve_precision, resolve_token_budget
+from dpo_cli.commands.places import policy_files
 from dpo_cli.commands.resume import load_weights
 from dpo_cli.commands.row_facts import row_facts
 from dpo_cli.commands.rows import Rows, describe_rows, held_out_place, load_rows
@@ -117,6 +118,11 @@ def _evaluate(
     config: EvaluateConfig, loss: Loss, rows: Rows, console: Console
 ) -> tuple[dict[str, Any], list[Alarm], Generations | None]:
     bootstrap = Bootstrap(config.resamples, config.seed)
+    # What may be missing is looked for before anything takes long.
+    groups = rows.data.held_out
+    facts = row_facts(_data(config.data), loss.kind, _columns(config), {group.source for group in groups})
+    other = None if config.against is None else _other(config, console)
+    check_can_generate(config)
     scored = _score(config, loss, rows, console)
     generations = None
     if config.eval.samples:
@@ -132,8 +138,7 @@ def _evaluate(
     tasks = _tasks(config, rows, scored, console) if config.eval.tasks else {}
     metrics, scores = scored.metrics, scored.scores
     del scored  # a second model may need the room of the first
-    groups, comparisons = rows.data.held_out, scores.comparisons()
-    facts = row_facts(_data(config.data), loss.kind, _columns(config), {group.source for group in groups})
+    comparisons = scores.comparisons()
     found: dict[str, Any] = {
         "rows": _counts(groups, comparisons),
         "intervals": {"level": bootstrap.level, "resamples": bootstrap.resamples, "over": "prompts"},
@@ -149,8 +154,8 @@ def _evaluate(
         console.say("the rows have no comparisons (they are judged one by one): no accuracy, calibration or slices")
     if config.benchmark is not None:
         found["benchmark"] = _benchmark(config.benchmark, groups, comparisons, scores, facts)
-    if config.against is not None:
-        found["against"] = _against(config, groups, comparisons, bootstrap, console)
+    if other is not None:
+        found["against"] = _against(other, groups, comparisons, bootstrap, console)
     return found, alarms, generations
 
 
@@ -284,15 +289,29 @@ def _benchmark(name: str, groups: Any, comparisons: Comparisons, scores: Scores,
     return {"name": "RewardBench 2", **rewardbench2(scores.rewards(), correct, subsets, ids)}
 
 
+def _other(config: EvaluateConfig, console: Console) -> tuple[EvaluateConfig, Rows]:
+    """The model that ``against`` names, and the rows as it reads them.
+
+    Raises:
+        DpoError: there is no such model.
+    """
+    try:
+        other = other_model(config)
+        if other.run is None:
+            policy_files(other.model)
+        return other, _rows(other, make_loss(other.loss.settings()), console)
+    except DpoError as error:
+        said = str(error).removeprefix(f"model.path={config.against}: ")
+        raise DpoError(f"against={config.against}: {said}") from error
+
+
 def _against(
-    config: EvaluateConfig, groups: Any, first: Comparisons, bootstrap: Bootstrap, console: Console
+    contestant: tuple[EvaluateConfig, Rows], groups: Any, first: Comparisons, bootstrap: Bootstrap, console: Console
 ) -> dict[str, Any]:
     """The other model on the same rows, and the difference."""
-    other = other_model(config)
-    loss = make_loss(other.loss.settings())
+    config, rows = contestant
     console.say(f"against {config.against}")
-    rows = _rows(other, loss, console)
-    second = _score(other, loss, rows, console).scores.comparisons()
+    second = _score(config, make_loss(config.loss.settings()), rows, console).scores.comparisons()
     mine, theirs = shared(_keys(groups), _keys(rows.data.held_out))
     left_out = len(first) - len(mine)
     if not len(mine):

@@ -49,7 +49,7 @@ _DRIFT = {
 _RATES = {
     "win_rate": "win rate",
     "length_controlled": "win rate at equal lengths",
-    "share_longer": "share where the answer is longer",
+    "share_longer": "share of longer answers",
 }
 _SHOWN_SLICES = 12
 _SHOWN_ANSWERS = 3
@@ -208,6 +208,14 @@ def into_card(card: Path, rows: str, found: Mapping[str, Any], alarms: Sequence[
             "|---|---|",
             *(f"| {name} | {value:.4f} |" for name, value in found["metrics"].items()),
         ]
+    sampled = {label: found.get("drift", {}).get("policy", {}).get(name) for name, label in _DRIFT.items()}
+    sampled |= {f"{label} against the reference": found.get("win_rate", {}).get(name) for name, label in _RATES.items()}
+    if any(sampled.values()):
+        lines += ["", "| sampled answers | value | interval |", "|---|---|---|"]
+        lines += [f"| {label} | {' | '.join(_cells(value))} |" for label, value in sampled.items() if value is not None]
+    if "win_rate" in found:
+        judge = found["win_rate"]["judge"]
+        lines += ["", f"Judged by {judge.get('model') or judge.get('path')}, each pair in both orders."]
     if "benchmark" in found:
         benchmark = found["benchmark"]
         lines += ["", f"| {benchmark['name']} | {benchmark['score']:.4f} |", "|---|---|"]

@@ -58,6 +58,18 @@ class Generations:
         ]
 
 
+def check_can_generate(config: EvaluateConfig) -> None:
+    """Whether questions and the judge's key are there.
+
+    Raises:
+        DpoError: they are not.
+    """
+    if config.prompts is not None:
+        read_questions(config)
+    if isinstance(config.judge, EndpointConfig):
+        _key(config.judge)
+
+
 def generate(
     config: EvaluateConfig,
     rows: Rows,
@@ -79,8 +91,6 @@ def generate(
         bootstrap: over prompts.
         console: told of the phases.
     """
-    if isinstance(config.judge, EndpointConfig):
-        _key(config.judge)  # which is missed before anything is sampled
     other = None if reference is None else reference.policy()
     questions = [] if config.prompts is None else read_questions(config)
     mine, said = _answer(config, rows, scorer.policy, questions, "sample", console)

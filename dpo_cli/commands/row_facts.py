@@ -52,5 +52,5 @@ def row_facts(
     if columns is not None:
         for name in columns:
             if found and not any(name in facts for facts in found.values()):
-                raise DataError(f"slices: no row has a value in the column {name!r}")
+                raise DataError(f"no row has a value in the column {name!r}, which slices or benchmark asks for")
     return found

@@ -22,7 +22,7 @@ from dpo_cli.data.types import Tokens
 from dpo_cli.errors import DataError, DpoError
 from dpo_cli.evaluation import measures
 from dpo_cli.evaluation.alarms import Alarm
-from dpo_cli.evaluation.intervals import Bootstrap
+from dpo_cli.evaluation.intervals import Bootstrap, Estimate
 
 
 def test_a_card_has_one_section_however_often_it_is_evaluated(tmp_path: Path) -> None:
@@ -33,12 +33,16 @@ def test_a_card_has_one_section_however_often_it_is_evaluated(tmp_path: Path) ->
         found = {
             "preferences": measures.preferences(made(seed=seed), bootstrap),
             "baselines": measures.baselines(made(seed=seed), bootstrap),
+            "drift": {"policy": {"kl": Estimate(0.25, 0.125, 0.5)}},
+            "win_rate": {"judge": {"path": "rm"}, "win_rate": Estimate(0.625, 0.5, 0.75)},
         }
         into_card(card, "60 held-out rows of a.jsonl", found, alarms)
         text = card.read_text()
         assert text.startswith("---\nlicense: mit\n---\n\n# Mine\n\nBefore.\n")
         assert text.count("## Evaluation") == 1
         assert f"| accuracy | {found['preferences']['accuracy'].value:.3f} |" in text
+        assert "| KL to the reference, nats per answer | 0.250 | 0.125 to 0.500 |" in text
+        assert "| win rate against the reference | 0.625 | 0.500 to 0.750 |\n\nJudged by rm," in text
         assert ("length-bias: too long" in text) == bool(alarms)
     card.write_text(text + "\nAfter.\n")
     into_card(card, "5 rows", found, [])
