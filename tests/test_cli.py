@@ -181,7 +181,9 @@ MISTAKES = {
     "file: in eval": mistake("eval", "--config-dir=mine", "+experiment=typo", *GIVEN, says=["loss.betta"]),
     # commands and flags
     "mistyped command": mistake("trian", says=[["no command trian", "did you mean train?"]]),
-    "no such command": mistake("xyzzy", says=[["no command xyzzy", "commands: train, precompute-ref, plan, inspect, eval"]]),
+    "no such command": mistake(
+        "xyzzy", says=[["no command xyzzy", "commands: train, precompute-ref, plan, inspect, eval"]]
+    ),
     "no such shell": mistake("completion", "tcsh", says=[["bash", "zsh", "fish"]]),
     "eval sweeps": mistake("eval", "-m", *GIVEN, "loss.beta=1,2", says=["dpo eval does not take -m"]),
     "precompute-ref sweeps": mistake(

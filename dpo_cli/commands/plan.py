@@ -233,7 +233,9 @@ def _adapter(config: PlanConfig) -> tuple[NewAdapter | None, str | None, str]:
         return None, None, path
     settings = json.loads(file.read_text(encoding="utf-8"))
     kind = "dora" if settings.get("use_dora") else "lora"
-    found = NewAdapter(kind, settings["r"], settings["lora_alpha"], settings["lora_dropout"], settings["target_modules"])
+    found = NewAdapter(
+        kind, settings["r"], settings["lora_alpha"], settings["lora_dropout"], settings["target_modules"]
+    )
     return found, adapter.quantization, str(settings["base_model_name_or_path"]) if place == path else path
 
 
