@@ -54,8 +54,8 @@ class Shape:
     frozen_bytes: float
     """Of the others, as they are held."""
     largest: float
-    """Entries of gradients on their way to where they are added up: of the largest weight, or of embeddings that are the
-    head as well, whose two gradients meet first."""
+    """Entries of gradients on their way to where they are added up: of the largest weight, or of embeddings that are
+    the head as well, whose two gradients meet first."""
     vocabulary: int
 
     @classmethod
