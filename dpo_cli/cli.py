@@ -137,7 +137,7 @@ def _run(words: list[str]) -> int:
         case "--version" | "-V":
             print(f"dpo {__version__}")
         case "configs":
-            from dpo_cli.compose import config_folder
+            from dpo_cli.config_folder import config_folder
 
             print(config_folder())
         case "report":

@@ -27,8 +27,19 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError  # type: ignore[import-untyped] # OmegaConf reads files with it
 
 from dpo_cli.config import EvaluateConfig, InspectConfig, PlanConfig, ScoreConfig, TrainConfig, read_config
+from dpo_cli.config_folder import config_folder
 from dpo_cli.errors import ConfigError, DpoError, ExitCode, Preempted
-from dpo_cli.overrides import add_plus, apart, asks_for_sweep, check_options, explain, explain_yaml, is_flag, targets
+from dpo_cli.overrides import (
+    add_plus,
+    apart,
+    asks_for_sweep,
+    check_options,
+    explain,
+    explain_yaml,
+    given,
+    is_flag,
+    targets,
+)
 from dpo_cli.run_folder import read
 
 SCHEMAS: dict[str, type[TrainConfig] | type[ScoreConfig]] = {
@@ -40,14 +51,7 @@ SCHEMAS: dict[str, type[TrainConfig] | type[ScoreConfig]] = {
     "plan": PlanConfig,
 }
 
-_given: list[str] = []
 _QUICKSTART_ASSETS = Path(__file__).parent / "quickstart" / "assets"
-
-
-def config_folder() -> Path:
-    """The folder with the configuration files: in the package when installed, beside it in a checkout."""
-    here = Path(__file__).parent
-    return next(folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir())
 
 
 def run_command(command: str, words: list[str]) -> int:
@@ -78,7 +82,7 @@ def run_command(command: str, words: list[str]) -> int:
 
     def task(tree: DictConfig) -> None:
         overrides = _overrides()
-        _given[:] = overrides
+        given[:] = overrides
         try:
             config = _typed(command, tree)
             if sweep is None:
@@ -240,11 +244,6 @@ def _check_no_sweep(command: str) -> None:
     swept = HydraConfig.get().sweeper.get("params")
     if swept and command == "train":
         raise ConfigError([f"the experiment sweeps over {', '.join(map(str, swept))}: add -m"])
-
-
-def given_overrides() -> list[str]:
-    """The overrides of the command line that was composed last, for a command that suggests another."""
-    return list(_given)
 
 
 def _overrides() -> list[str]:

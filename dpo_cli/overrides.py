@@ -17,6 +17,9 @@ from dpo_cli.config import nearest_key
 from dpo_cli.config_types import Section
 from dpo_cli.errors import ConfigError
 
+given: list[str] = []
+"""The overrides of the command line that was composed last, for a command that suggests another."""
+
 _FLAGS_WITH_VALUE = {"--cfg", "--package", "--config-path", "--config-name", "--config-dir", "--info"}
 _FLAGS_WITH_VALUE |= {"-c", "-p", "-cp", "-cn", "-cd", "-i"}
 

@@ -6,8 +6,8 @@
 One axis at a time is varied, the others stay at a base. Each point is a process of its own: a Llama with random
 weights, random tokens, the reference pass and the update that `dpo train` makes, each once to warm up and then the best
 of two, and the most memory that the process ever held. Beside what was measured stands what formulas say, for points
-beyond this machine as well: necessary work at the machine's peak, and the bytes that `dpo plan` estimates. Under 8 minutes on two CPU
-cores.
+beyond this machine as well: necessary work at the machine's peak, and the bytes that `dpo plan` estimates. Under 8
+minutes on two CPU cores.
 """
 
 # ruff: noqa: E402 (other libraries are told to be quiet before they are imported)
@@ -188,10 +188,10 @@ class Costs:
 
 
 MEMORY = """\
-memory: as `dpo plan` estimates it (dpo_cli/model/memory.py, docs/plan.md), beyond what the process holds before there is a
-model: 16 bytes a weight (4 each for it, its gradient and AdamW's two moments), what autograd saves of the largest
-micro-batch (counted off the model's own code), logits and two pieces of their gradient, in bf16 a copy of the matrices; and
-with several micro-batches half as much again as what they keep, in pieces that the C library's allocator holds."""
+memory: as `dpo plan` estimates it (dpo_cli/model/memory.py, docs/plan.md), beyond what the process holds before there
+is a model: 16 bytes a weight (4 each for it, its gradient and AdamW's two moments), what autograd saves of the largest
+micro-batch (counted off the model's own code), logits and two pieces of their gradient, in bf16 a copy of the matrices;
+with several micro-batches a quarter more than they keep, in pieces that the C library's allocator holds."""
 
 
 def costs_of(shape: Shape, precision: str) -> Costs:

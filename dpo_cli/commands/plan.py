@@ -14,9 +14,9 @@ from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.plan_batch import Source, assumed_group
 from dpo_cli.commands.plan_fit import Candidate, Choice, Run, overrides, room_on, what_fits
 from dpo_cli.commands.rows import known_rows
-from dpo_cli.compose import config_folder, given_overrides
 from dpo_cli.config import PlanConfig
 from dpo_cli.config_adapters import NewAdapterConfig
+from dpo_cli.config_folder import config_folder
 from dpo_cli.errors import DpoError
 from dpo_cli.losses import Loss, make_loss
 from dpo_cli.model.activations import outline
@@ -27,6 +27,7 @@ from dpo_cli.model.flops import FlopsModel, peak_flops
 from dpo_cli.model.known_shapes import model_config
 from dpo_cli.model.memory import Shape, moment_bytes
 from dpo_cli.model.precision import choose_precision, processor
+from dpo_cli.overrides import given
 from dpo_cli.tracking.console import Console
 
 _MFU = {True: 0.4, False: 0.5}
@@ -111,7 +112,7 @@ def run(config: PlanConfig) -> None:
         return
     from dpo_cli.commands.plan_view import show
 
-    show(result, config, given_overrides())
+    show(result, config, given)
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,9 @@ def _adapter(config: PlanConfig) -> tuple[NewAdapter | None, str | None, str]:
         return None, None, path
     settings = json.loads(file.read_text(encoding="utf-8"))
     kind = "dora" if settings.get("use_dora") else "lora"
-    found = NewAdapter(kind, settings["r"], settings["lora_alpha"], settings["lora_dropout"], settings["target_modules"])
+    found = NewAdapter(
+        kind, settings["r"], settings["lora_alpha"], settings["lora_dropout"], settings["target_modules"]
+    )
     return found, adapter.quantization, str(settings["base_model_name_or_path"]) if place == path else path
 
 

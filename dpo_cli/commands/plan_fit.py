@@ -114,7 +114,8 @@ class Run:
             reference=self.reference(choice.zero_stage),
             gpu=gpu,
         )
-        work = Work(kept, batches.rows, batches.micro_batches)
+        capped = getattr(self.config.get_text_config(), "final_logit_softcapping", None) is not None
+        work = Work(kept, batches.rows, batches.micro_batches, capped)
         return estimate(self.shape, work, layout, saves_moments=self.saves_moments)
 
     def look(self, choice: Choice, room: float, *, gpu: bool) -> Candidate:

@@ -38,7 +38,12 @@ def show(result: Any, config: PlanConfig, given: Sequence[str]) -> None:
     screen = Console(highlight=False)
     screen.print(_verdict(result))
     if not result.chosen.fits:
-        screen.print(_advice(result, given))
+        if result.fix is not None:
+            words = [word for word in given if not word.startswith("plan.")]
+            command = " ".join(shlex.quote(word) for word in ("dpo", "train", *words, *result.words))
+            screen.print(f"this would fit, with {_size(result.fix.estimate.peak.total)}:", style="bold")
+            screen.print(f"  {command}", style="bold", soft_wrap=True, markup=False)  # to be copied
+        screen.print(_advice(result))
     screen.print(_about(result, config))
     screen.print(_table(result))
     screen.print(_notes(result, config))
@@ -62,18 +67,14 @@ def _devices(result: Any) -> str:
     return f"each of {count} {machine.device.name}" if count > 1 else f"one {machine.device.name}"
 
 
-def _advice(result: Any, given: Sequence[str]) -> Text:
+def _advice(result: Any) -> Text:
     text = Text()
-    if result.fix is not None:
-        words = [word for word in given if not word.startswith("plan.")]
-        command = " ".join(shlex.quote(word) for word in (*words, *result.words))
-        text.append(f"this would fit, with {_size(result.fix.estimate.peak.total)}:\n  dpo train {command}", style="bold")
-    else:
-        text.append("no ZeRO stage, budget of tokens, optimizer or offload makes it fit there")
+    if result.fix is None:
+        text.append("no ZeRO stage, checkpointing, budget of tokens, optimizer or offload makes it fit there\n")
     if result.smallest:
         counts = ", ".join(f"{count} x {name}" for name, count in result.smallest.items())
         how = "so" if result.words else "as it is"
-        text.append(f"\n{how}, or with a higher ZeRO stage, it takes at least {counts}")
+        text.append(f"{how}, or with a higher ZeRO stage, it takes at least {counts}")
     return text
 
 
@@ -99,7 +100,9 @@ def _about(result: Any, config: PlanConfig) -> Table:
 
 
 def _kind(config: PlanConfig) -> str:
-    kind = kind_of(next(iter(config.loss.terms.values())).name if isinstance(config.loss, SumConfig) else config.loss.name)
+    kind = kind_of(
+        next(iter(config.loss.terms.values())).name if isinstance(config.loss, SumConfig) else config.loss.name
+    )
     return {"pairs": "comparisons", "answers": "judged answers"}.get(kind, kind)
 
 
@@ -127,7 +130,7 @@ def _table(result: Any) -> Table:
             _layout(candidate),
             *cells,
             _cell(peak.total),
-            candidate.refused and "no" or ("fits" if candidate.fits else "no"),
+            (candidate.refused and "no") or ("fits" if candidate.fits else "no"),
             style="bold" if chosen else "" if candidate.fits else "dim",
         )
     return table
@@ -157,7 +160,9 @@ def _notes(result: Any, config: PlanConfig) -> Table:
     store = f", reference store {_size(disk.reference)}" if disk.reference else ""
     lines.append(("disk", f"final/ {_size(disk.final)}{kept}{store}"))
     if result.host:
-        lines.append(("host", f"{_size(result.host)} of each machine's own memory, while weights are loaded or written"))
+        lines.append(
+            ("host", f"{_size(result.host)} of each machine's own memory, while weights are loaded or written")
+        )
     return _facts(*lines)
 
 

@@ -1,6 +1,6 @@
 """What a forward pass keeps for the backward pass, found without computing anything.
 
-The model's own code is run on tensors without content (torch's ``FakeTensorMode``), and what autograd saves is added up.
+The model's own code is run on tensors without content (torch's ``FakeTensorMode``), and what autograd saves is counted.
 So it is right for every family that can be trained here, with or without an adapter, and no formula has to be kept in
 step with the models. All layers of a kind keep the same, so few are run.
 """

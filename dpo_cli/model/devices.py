@@ -63,7 +63,7 @@ def free_memory() -> int:
     Raises:
         OSError: where the system does not say.
     """
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     return min([int(psutil.virtual_memory().available), *_group_limits()])
 

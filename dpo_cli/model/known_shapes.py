@@ -41,8 +41,8 @@ def model_config(path: str, shapes: Path) -> Any:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError):
         raise DpoError(
-            f"model.path={path}: its shape is not known here, and a plan downloads nothing; give a folder that holds its "
-            f"config.json (known: {', '.join(sorted(known))})"
+            f"model.path={path}: its shape is not known here, and a plan downloads nothing; give a folder that holds "
+            f"its config.json (known: {', '.join(sorted(known))})"
         ) from None
 
 

@@ -34,8 +34,10 @@ _MOMENTS: Mapping[str, float] = {
 """Bytes that an optimizer remembers of each weight; in 8 bits with a scale for 256 numbers."""
 _QUANTISED: Mapping[str, float] = {"nf4": 0.5 + 4 / 64, "nf4_double": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 """Bytes of a matrix's entry, scales included."""
-FRAGMENTS = 0.5
+FRAGMENTS = 0.25
 """Of what micro-batches keep, so much again is held on a CPU in pieces that the C library keeps for the next ones."""
+LIBRARIES = 40 * 2**20
+"""Bytes that libraries take on a CPU when they are first used."""
 
 Checkpointing = Literal["none", "selective", "full"]
 Offload = Literal["none", "optimizer", "all"]
@@ -51,8 +53,9 @@ class Shape:
     trained: int
     frozen_bytes: float
     """Of the others, as they are held."""
-    largest: int
-    """Entries of the largest trained weight."""
+    largest: float
+    """Entries of gradients on their way to where they are added up: of the largest weight, or of embeddings that are
+    the head as well, whose two gradients meet first."""
     vocabulary: int
 
     @classmethod
@@ -77,7 +80,8 @@ class Shape:
             if not parameter.requires_grad
         )
         count = sum(parameter.numel() for parameter in every.values())
-        return cls(count, sum(trained), frozen, max(trained), head.shape[0])
+        tied = head.requires_grad and model.get_input_embeddings().weight is head
+        return cls(count, sum(trained), frozen, 3 * head.numel() if tied else max(trained), head.shape[0])
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Work:
     """Positions that logits are made for."""
     micro_batches: int
     """In an update, on each rank."""
+    capped: bool = False
+    """Whether logits are capped softly, which on the way back takes as much twice more."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ class Memory:
     @property
     def total(self) -> float:
         """Of the device."""
-        return sum(getattr(self, name) for name in PARTS)
+        return float(sum(getattr(self, name) for name in PARTS))
 
 
 PARTS = tuple(field.name for field in fields(Memory) if field.name != "host")
@@ -255,7 +261,7 @@ def _backward(shape: Shape, work: Work, layout: Layout, state: _State) -> Memory
         activations=activations,
         logits=logits,
         reference=reference,
-        buffers=_buffers(shape, layout) + 4.0 * shape.largest + fragments,
+        buffers=_buffers(shape, layout, state, work.micro_batches) + 4.0 * shape.largest + fragments,
         host=state.host,
     )
 
@@ -273,7 +279,7 @@ def _step(shape: Shape, layout: Layout, state: _State, backward: Memory) -> Memo
         gradients=(4.0 * shape.trained if stage < 2 else own) + again,
         optimizer=state.moments,
         reference=state.reference,
-        buffers=_buffers(shape, layout) if stage in (0, 3) else 0.0,
+        buffers=_buffers(shape, layout, state) if stage in (0, 3) else 0.0,
         host=state.host,
     )
 
@@ -296,23 +302,25 @@ def _live(shape: Shape) -> float:
     return 4.0 * min(shape.weights, _LIVE)
 
 
-def _buffers(shape: Shape, layout: Layout) -> float:
+def _buffers(shape: Shape, layout: Layout, state: _State, micro_batches: int = 1) -> float:
     """DeepSpeed's, and where weights and gradients are sent from on a CPU."""
     stage = layout.zero_stage
-    if stage == 0:  # gradients end to end, to be summed up
-        return 4.0 * min(shape.trained, _BUCKET) if layout.world_size > 1 else 0.0
-    if layout.gpu:
-        return 4.0 * _BUCKET
     bucket = 4.0 * min(shape.trained, _BUCKET)
-    # A second copy of the bucket that is summed up; under ZeRO 3 what gathering gives, and the weights as they were
-    # loaded, whose place is free but in pieces.
-    return 2 * bucket if stage < 3 else bucket + _live(shape) + 4.0 * shape.weights
+    if layout.gpu:  # in full, however small the model; at stage 0 gradients end to end, to be summed up
+        return 4.0 * _BUCKET if stage else bucket if layout.world_size > 1 else 0.0
+    if stage == 0:
+        return LIBRARIES + (bucket if layout.world_size > 1 else 0.0)
+    if stage < 3:  # with a second copy of the bucket, which is summed up, and the place of the last micro-batch's
+        return LIBRARIES + (2 if micro_batches == 1 else 3) * bucket
+    # With what gathering gives, and with what was there at the start and whose place is free, but in pieces: all
+    # weights, and gradients of zero with which ZeRO 3 begins.
+    return LIBRARIES + bucket + _live(shape) + 4.0 * shape.weights + state.part
 
 
 def _logits(shape: Shape, work: Work, layout: Layout) -> float:
     """Logits, over which their gradient is written, and two of the pieces in which it is made."""
     pieces = 2 * 4.0 * min(work.rows, _ROWS) * shape.vocabulary
-    return work.rows * shape.vocabulary * _size(layout) + pieces
+    return (3 if work.capped else 1) * work.rows * shape.vocabulary * _size(layout) + pieces
 
 
 def _size(layout: Layout) -> float:

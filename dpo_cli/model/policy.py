@@ -44,9 +44,7 @@ class Policy(nn.Module):
             self.noise.look_at(batch, share=self.groups)
         # Without autocast's cache: it would hold bfloat16 copies of all weights until the end of the pass, and a weight
         # is used but once in it.
-        with torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
-        ):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             logits = self._flat(batch, device) if self.groups else self._padded(batch, device)
         rows, targets = torch.from_numpy(batch.token_rows), torch.from_numpy(batch.targets)
         if concentration:

@@ -90,9 +90,23 @@ def test_a_cpu_counts_what_is_written_to_and_what_its_allocator_keeps() -> None:
     found = estimate(small, WORK, Layout("fp32", 2, 2, gpu=False)).backward
     logits = LOGITS + 1000 * 100_000 * 2  # four bytes each
     assert found.logits == logits
-    assert found.buffers == 4 * 1_000_000 + 4 * 100_000 + 0.5 * (65e9 + logits)
+    # The bucket, its copy and its place before, the gradient of the largest weight, pieces, and what libraries take.
+    assert found.buffers == 3 * 4 * 1_000_000 + 4 * 100_000 + 0.25 * (65e9 + logits) + 40 * 2**20
+    capped = estimate(small, replace(WORK, capped=True), Layout("fp32", gpu=False)).backward
+    assert capped.logits - logits == 2 * 1000 * 100_000 * 4
     alone = estimate(small, replace(WORK, micro_batches=1), Layout("fp32", gpu=False)).backward
-    assert alone.buffers == 4 * 100_000
+    assert alone.buffers == 4 * 100_000 + 40 * 2**20
+
+
+def test_on_a_cpu_what_is_freed_is_of_no_use_for_the_large_buffers_that_follow() -> None:
+    small = replace(SHAPE, weights=1_000_000, trained=1_000_000, largest=100_000)
+    four = 4.0 * 1_000_000
+    for stage, more, saved in ((0, 0.0, four), (2, four / 2 + four, 0.0), (3, four / 2, four)):
+        found = estimate(small, WORK, Layout("fp32", stage, 2 if stage else 1, gpu=False))
+        assert found.step.total == found.backward.total + more
+        assert found.save.total == found.step.total + saved
+        with_moments = estimate(small, WORK, Layout("fp32", stage, 2, gpu=False), saves_moments=True)
+        assert with_moments.save.total > found.save.total
 
 
 @pytest.mark.parametrize("name", ["adamw", "rmsprop", "adamw_8bit"])
@@ -114,6 +128,9 @@ def test_a_shape_knows_what_is_trained_and_how_the_rest_is_held() -> None:
     matrices = 2 * (4 * 64 * 64 + 3 * 64 * 128)
     whole = Shape.of(outline(config, None, "bf16")[0])
     assert whole == Shape(2 * 1000 * 64 + matrices + 5 * 64, whole.weights, 0.0, 64_000, 1000)
+    config.tie_word_embeddings = True
+    assert Shape.of(outline(config, None, "bf16")[0]).largest == 3 * 64_000
+    config.tie_word_embeddings = False
     lora = NewAdapter("qlora", r=4, alpha=8, dropout=0.0, target_modules=["q_proj"])
     model, _ = outline(config, lora, "bf16")
     adapter = 2 * 2 * 4 * 64

@@ -1,0 +1,91 @@
+"""``dpo plan``'s memory against what the processes of ``dpo train`` hold on a CPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import runs, tokenizers
+from helpers.held import train_and_measure
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, Qwen2Config
+
+from dpo_cli.commands.plan import plan
+from dpo_cli.compose import _register_resolvers, config_folder
+from dpo_cli.config import PlanConfig, TrainConfig, read_config
+from dpo_cli.tracking.console import Console
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="memory is read off /proc, and freed as glibc does it"),
+]
+
+
+def sizes(width: int, inner: int, layers: int, vocabulary: int) -> dict[str, Any]:
+    tokenizer = tokenizers.quickstart()
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": width // 8,
+        "max_position_embeddings": 1024,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+SHAPES: dict[str, Callable[[], PretrainedConfig]] = {
+    "wide": lambda: LlamaConfig(**sizes(640, 1792, 5, 4096)),
+    "deep": lambda: Qwen2Config(**sizes(384, 1024, 14, 4096), tie_word_embeddings=True),
+    "many words": lambda: Gemma2Config(**sizes(256, 768, 6, 65536), query_pre_attn_scalar=32),
+}
+
+
+def composed(name: str, words: list[str], schema: Any) -> Any:
+    _register_resolvers()
+    with initialize_config_dir(str(config_folder()), version_base=None):
+        tree = OmegaConf.to_container(compose(name, words), resolve=True)
+    GlobalHydra.instance().clear()
+    assert isinstance(tree, dict)
+    tree.pop("hydra", None)
+    return read_config(tree, schema)
+
+
+# Each shape, each stage and each number format, and not all with all: a run takes several seconds. Few rows in bf16,
+# which is very slow where the CPU has no units for it.
+@pytest.mark.parametrize(
+    ("shape", "stage", "processes", "precision", "rows"),
+    [
+        ("wide", 0, 1, "fp32", 16),
+        ("wide", 0, 1, "bf16", 4),
+        ("deep", 2, 2, "fp32", 16),
+        ("many words", 3, 2, "fp32", 16),
+    ],
+)
+def test_a_run_holds_what_its_plan_says(
+    shape: str, stage: int, processes: int, precision: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most that the fullest process ever held, beyond what it held before there was a model."""
+    monkeypatch.setenv("DPO_CACHE", str(tmp_path / "cache"))
+    place = runs.Place(tmp_path)
+    runs.make_model(place.model, SHAPES[shape](), tokenizers.quickstart())
+    runs.write_rows(place.train, runs.make_rows(rows))
+    words = [f"model.path={place.model}", f"data.path={place.train}", "tracker.mode=disabled", f"train.batch_size={rows // 2}"]
+    words += [f"train.precision={precision}", f"engine.zero_stage={stage}", f"launch.num_processes={processes}"]
+    words += [f"train.tokens_per_micro_batch={16 * rows}", f"run_dir={tmp_path / 'run'}"]
+    train = composed("train", words, TrainConfig)
+    measured = train_and_measure(train, processes, tmp_path / "cache")
+    assert runs.record(tmp_path / "run")["status"] == "done"
+    result = plan(composed("plan", [*words, "plan.device=cpu"], PlanConfig), Console(silent=True))
+    assert not result.assumed
+    before, most = max(measured, key=lambda rank: rank[1] - rank[0])
+    assert result.chosen.estimate.peak.total == pytest.approx(most - before, rel=0.15)
