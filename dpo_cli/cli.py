@@ -129,8 +129,10 @@ def _run(words: list[str]) -> int:
             return run_rank(*rest)
         case _ if name in COMMANDS:
             from dpo_cli.compose import run_command
+            from dpo_cli.launchers.outer import said_once
 
-            return run_command(name, as_overrides(rest) if name == "inspect" else rest)
+            with said_once():
+                return run_command(name, as_overrides(rest) if name == "inspect" else rest)
         case _:
             near = difflib.get_close_matches(name, [*COMMANDS, *HELPERS], n=1)
             hint = f"did you mean {near[0]}? " if near else ""

@@ -17,8 +17,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError
 
 from dpo_cli.config_adapters import AdapterConfig, NewAdapterConfig
+from dpo_cli.config_launch import LaunchConfig, launch_conflicts
 from dpo_cli.config_losses import LossConfig, SumConfig, kind_of
 from dpo_cli.config_optim import OptimConfig, optim_conflicts
+from dpo_cli.config_sweep import SweepConfig, sweep_conflicts
 from dpo_cli.config_types import Auto, CountFromZero, PositiveInt, Precision, Section
 from dpo_cli.errors import ConfigError
 
@@ -86,11 +88,6 @@ class EngineConfig(Section):
     deepspeed: dict[str, Any]
 
 
-class LaunchConfig(Section):
-    name: Literal["local"]
-    num_processes: PositiveInt | Auto
-
-
 class TrackerConfig(Section):
     name: Literal["wandb"]
     mode: Literal["auto", "online", "offline", "disabled"]
@@ -120,7 +117,7 @@ class TrainSection(Section):
 
 
 class TrainConfig(Section):
-    """What ``dpo train`` and ``dpo precompute-ref`` take."""
+    """What ``dpo train`` takes."""
 
     model: ModelConfig
     data: DataConfig
@@ -128,13 +125,20 @@ class TrainConfig(Section):
     reference: ReferenceConfig
     optim: OptimConfig = Field(discriminator="name")
     engine: EngineConfig
-    launch: LaunchConfig
+    launch: LaunchConfig = Field(discriminator="name")
     tracker: TrackerConfig
     eval: EvalConfig
+    sweep: SweepConfig
     train: TrainSection
     seed: CountFromZero
     run_dir: str | None
     resume: str
+
+
+class PrecomputeConfig(TrainConfig):
+    """What ``dpo precompute-ref`` takes: everything that ``dpo train`` does, and which part of the pass to do."""
+
+    shard: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None
 
 
 class InspectSection(Section):
@@ -157,7 +161,7 @@ class EvaluateConfig(Section):
     data: DataConfig
     loss: LossConfig = Field(discriminator="name")
     reference: ReferenceConfig
-    launch: LaunchConfig
+    launch: LaunchConfig = Field(discriminator="name")
     eval: EvalConfig
     run: str | None
     seed: CountFromZero
@@ -375,6 +379,7 @@ def _conflicts(config: Section) -> Iterator[str]:
     if config.eval.true_reward and not config.eval.samples:
         yield f"eval.true_reward={config.eval.true_reward} has no effect without eval.samples: it judges samples"
     yield from _loss_conflicts(config)
+    yield from launch_conflicts(config.launch)
     if isinstance(config, TrainConfig):
         yield from _train_conflicts(config)
     elif config.run is None and isinstance(config.model.adapter, NewAdapterConfig):
@@ -466,6 +471,7 @@ def _sum_conflicts(loss: SumConfig) -> Iterator[str]:
 def _train_conflicts(config: TrainConfig) -> Iterator[str]:
     yield from optim_conflicts(config.optim)
     train = config.train
+    yield from sweep_conflicts(config.sweep, eval_every=train.eval_every, held_out=config.data.eval is not None)
     if train.eval_every is not None and config.data.eval is None:
         yield f"train.eval_every={train.eval_every} has no effect without data.eval"
     if config.eval.samples and config.data.eval is None:

@@ -42,6 +42,7 @@ def fill(
     *,
     token_budget: int,
     advance: Callable[[int], None] = lambda groups: None,
+    shard: str | None = None,
 ) -> ReferenceCounts:
     """Compute what the store lacks for ``groups``, shared out over the ranks. All ranks must call it.
 
@@ -53,9 +54,10 @@ def fill(
         load: gives the reference model; not called when nothing is missing.
         token_budget: per micro-batch.
         advance: told how many groups this rank has done since the last time.
+        shard: the name of a part that ``groups`` are; other parts may be computed meanwhile. None = they are all.
     """
     seconds = 0.0
-    with store.lock() if rank() == 0 else nullcontext():
+    with store.lock(shard) if rank() == 0 else nullcontext():
         store.refresh()
         missing: list[int] = from_first(store.missing(groups))
         if missing:
