@@ -338,9 +338,9 @@ def _requirement(problem: Any) -> str:
     if problem["type"] == "too_long":
         return f"{problem['ctx']['max_length']} items"
     message = str(problem["msg"])
-    for start in ("Input should be a valid ", "Input should be "):
+    for start in ("Input should be a valid ", "Input should be ", "Value error, "):
         message = message.removeprefix(start)
-    return message[0].lower() + message[1:]
+    return message if message[:2].isupper() else message[0].lower() + message[1:]
 
 
 def _where(key: str, files: Sequence[Path], value: str = "") -> str:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from dpo_cli.config_types import Auto, PositiveInt, Section
+from dpo_cli.config_types import Auto, CountFromZero, PositiveInt, Section
+
+def _time_limit(value: Any) -> str:
+    """A time as Slurm has it. YAML reads 1:00:00 without quotes as a number of seconds, which Slurm takes for minutes."""
+    if not isinstance(value, str) or not re.fullmatch(r"(\d+-)?\d+(:\d\d){1,2}|\d+-\d+", value):
+        raise ValueError("HH:MM:SS or D-HH:MM:SS, in quotes where it stands in a file")
+    return value
+
 
 Port = Annotated[int, Field(gt=0, lt=65536, strict=True)]
 OneLine = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")]
 """What goes into a batch script: a line end in it would begin a line of its own there."""
+TimeLimit = Annotated[str, BeforeValidator(_time_limit)]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 OptionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
 
@@ -51,11 +59,12 @@ class SlurmConfig(Section):
     processes_per_node: PositiveInt | Auto
     gpus_per_node: PositiveInt | None
     cpus_per_process: PositiveInt | None
-    memory: OneLine | None
-    time: OneLine | None
-    partition: OneLine | None
-    account: OneLine | None
+    memory: OneLine | PositiveInt | None
+    time: TimeLimit | None
+    partition: OneLine | PositiveInt | None
+    account: OneLine | PositiveInt | None
     save_before_end: Annotated[int, Field(ge=0, le=65535, strict=True)]
+    max_requeues: CountFromZero
     extra: dict[OptionName, OneLine | int | bool]
     submit: bool
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from dpo_cli.errors import DpoError, ExitCode, LostConnection
+from dpo_cli.errors import DpoError, ExitCode, LostConnection, Preempted
 
 _SECONDS_FOR_FIRST = 5.0
 """How long other ranks wait with an error of theirs: rank 0 usually has the same, and the launcher then ends all."""
@@ -174,6 +174,8 @@ def said_once() -> Iterator[None]:
         outer = find(os.environ)
         if outer is None or outer.world == 1:
             raise
+        if isinstance(error, Preempted):  # all ranks end at once, with the same
+            raise (error if outer.rank == 0 else SystemExit(int(error.exit_code))) from None
         who = f"rank {outer.rank} on {socket.gethostname()}"
         lost = is_lost_connection(error)
         if outer.rank or lost:

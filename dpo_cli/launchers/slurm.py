@@ -40,7 +40,11 @@ cd {folder} || exit {io}
 srun --kill-on-bad-exit=1{srun} {python} -m dpo_cli _rank {command} {file} &
 wait $!; code=$?
 while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
-if [ $limit = 1 ] && [ $code = {preempted} ]; then scontrol requeue "$SLURM_JOB_ID" && exit 0; fi
+# The code is the highest of the ranks': one that had saved already may have been ended by srun.
+if [ $limit = 1 ] && {{ [ $code = {preempted} ] || [ $code = 143 ]; }}; then
+  if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ]; then scontrol requeue "$SLURM_JOB_ID" && exit 0; fi
+  echo "dpo: not queued again: launch.max_requeues={requeues}" >&2
+fi
 exit $code
 """
 
@@ -149,6 +153,7 @@ def script(command: str, launch: SlurmConfig, folder: Path, cwd: Path) -> str:
         file=shlex.quote(str(folder / "config.json")),
         io=int(ExitCode.IO),
         preempted=int(ExitCode.PREEMPTED),
+        requeues=launch.max_requeues,
     )
 
 

@@ -26,6 +26,7 @@ def config(**changes: Any) -> SlurmConfig:
         "partition": None,
         "account": None,
         "save_before_end": 120,
+        "max_requeues": 7,
         "extra": {},
         "submit": True,
     }
@@ -103,6 +104,8 @@ def test_processes_follow_the_gpus() -> None:
         {"extra": {"qos=low\nreboot": "x"}},
         {"extra": {"Qos": "x"}},
         {"time": ""},
+        {"time": "10\nreboot"},
+        {"time": 3600},  # what YAML makes of 1:00:00 without quotes; minutes to Slurm
     ],
 )
 def test_no_line_of_its_own_gets_into_the_script(changes: dict[str, Any]) -> None:
