@@ -117,6 +117,8 @@ def _sweep(words: Sequence[str]) -> int:
         trials = Trials(words, sweep, compose)
         sweep.run(trials, trials.settings.parallel)
         return sweep.finish(trials.best())
+    if sweep.ranges:
+        raise DpoError(f"{sweep.ranges[0]} has no points to go through: draw them with sweep.sampler=tpe")
     problems: list[DpoError] = []
     parallel = 1
 

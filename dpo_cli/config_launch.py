@@ -10,8 +10,9 @@ from pydantic import BeforeValidator, Field
 
 from dpo_cli.config_types import Auto, CountFromZero, PositiveInt, Section
 
+
 def _time_limit(value: Any) -> str:
-    """A time as Slurm has it. YAML reads 1:00:00 without quotes as a number of seconds, which Slurm takes for minutes."""
+    """A time as Slurm has it. YAML reads 1:00:00 without quotes as 3600, which would be minutes to Slurm."""
     if not isinstance(value, str) or not re.fullmatch(r"(\d+-)?\d+(:\d\d){1,2}|\d+-\d+", value):
         raise ValueError("HH:MM:SS or D-HH:MM:SS, in quotes where it stands in a file")
     return value

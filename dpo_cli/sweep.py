@@ -119,7 +119,11 @@ class Sweep:
             overrides = OverridesParser.create().parse_overrides(apart(words)[1])
         except HydraException as error:
             raise DpoError(" ".join(str(error).split())) from None
-        self._fixed = {override.input_line for override in overrides if not override.is_sweep_override()}
+        self.ranges = [override.input_line for override in overrides if override.is_interval_sweep()]
+        """Those without points, from which only a smart sweep can draw."""
+        self._fixed = {
+            override.get_key_element().lstrip("+") for override in overrides if not override.is_sweep_override()
+        }
         values = {override.get_key_element(): override.value() for override in overrides}
         what = sorted(override.input_line for override in overrides)
         what = [word for word in what if not word.startswith(_WITHOUT_EFFECT)]
@@ -157,7 +161,8 @@ class Sweep:
         self._jobs.append(Job(name, self.folder / name, f"failed ({int(error.exit_code)})", int(error.exit_code)))
 
     def _name(self, overrides: Sequence[str]) -> str:
-        swept = [override.lstrip("+") for override in overrides if override not in self._fixed]
+        words = [override.lstrip("+") for override in overrides]
+        swept = [word for word in words if word.partition("=")[0] not in self._fixed]
         return re.sub(r"[^\w.,=+-]+", "_", ",".join(swept)) or "job"
 
     def run(self, points: Points, parallel: int) -> None:
@@ -271,6 +276,7 @@ class Sweep:
     def finish(self, remark: str = "") -> int:
         """Print what each job reached, and a remark; returns the exit code."""
         if not self._jobs:
+            print(remark, end="\n" if remark else "")
             return int(ExitCode.DONE)
         from rich.box import SIMPLE_HEAD
         from rich.console import Console

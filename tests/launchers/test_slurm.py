@@ -84,7 +84,7 @@ def test_the_script_asks_for_what_was_asked_for() -> None:
 def test_two_jobs_of_one_folder_share_a_name_and_others_don_t() -> None:
     names = [
         options(written(config(time=time), folder))["job-name"]
-        for folder, time in (("/a/run/slurm", None), ("/a/run/slurm", "10"), ("/b/run/slurm", None))
+        for folder, time in (("/a/run/slurm", None), ("/a/run/slurm", "0:10:00"), ("/b/run/slurm", None))
     ]
     assert names[0] == names[1] != names[2]
 
