@@ -297,9 +297,12 @@ class _Launch:
         if own:
             return _say(own[0])
         if stopped and (self._signals or not silent):
-            return _say(stopped[0])
+            return _say(min(stopped, key=lambda record: record.rank))
+        gone = [host for host, code in self._ended.items() if code == 255]
         if silent:
             print(f"dpo: {self._lost(silent)}", file=sys.stderr)
+        elif gone:
+            print(f"dpo: ssh to {', '.join(gone)} broke off; the other ranks were ended", file=sys.stderr)
         elif bad:
             return _say(bad[0])
         else:
@@ -309,7 +312,6 @@ class _Launch:
     def _lost(self, silent: Mapping[int, str]) -> str:
         """For ranks that ended without a word."""
         how = [f"on {host} one died of signal {-code}" for host, code in self._died.items() if code < 0]
-        how += [f"on {host} one ended with exit code {code}" for host, code in self._died.items() if code >= 0]
         how += [f"ssh to {host} broke off" for host, code in self._ended.items() if code == 255]
         who = ", ".join(f"rank {rank} on {host}" for rank, host in sorted(silent.items()))
         why = f" ({'; '.join(how)}: was it killed, or memory full?)" if how else ""

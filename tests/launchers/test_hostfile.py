@@ -15,6 +15,7 @@ from dpo_cli.config_launch import HostfileConfig, launch_conflicts
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.launchers import hostfile, lifeline
 from dpo_cli.launchers.hostfile import passed_on, read_hostfile
+from dpo_cli.run_folder import write_json
 
 HOSTS = {"one": 2, "two": 2}
 
@@ -76,7 +77,7 @@ def test_no_secret_is_passed_on() -> None:
 def launch_with(folder: Path, *ranks: tuple[int, int, str, bool], began: int = 4, **found: object) -> hostfile._Launch:
     """A launch whose ranks have ended: number, code, text, lost."""
     for order, (rank, code, text, lost) in enumerate(ranks):
-        lifeline.write_json(
+        write_json(
             folder / f"rank-{rank}.json",
             {
                 "rank": rank,
@@ -132,6 +133,9 @@ def test_a_host_that_went_away(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ended = [(0, 70, LOST, True), (1, 70, LOST, True)]
     assert launch_with(tmp_path, *ended, ended={"two": 255})._verdict(255) == ExitCode.INTERNAL
     assert "rank 2 on two, rank 3 on two ended without a word (ssh to two broke off" in capsys.readouterr().err
+    ended += [(2, 70, LOST, True), (3, 70, LOST, True)]
+    assert launch_with(tmp_path, *ended, ended={"two": 255})._verdict(255) == ExitCode.INTERNAL
+    assert capsys.readouterr().err == "dpo: ssh to two broke off; the other ranks were ended\n"
 
 
 def test_a_stopped_rank_waits_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
