@@ -39,7 +39,8 @@ trap save USR2
 cd {folder} || exit {io}
 srun --kill-on-bad-exit=1{srun} {python} -m dpo_cli _rank {command} {file} &
 wait $!; code=$?
-while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
+# The signal ends a wait, not the job; 127: the job had ended by then.
+if [ $limit = 1 ]; then wait $!; again=$?; [ $again = 127 ] || code=$again; fi
 # The code is the highest of the ranks': one that had saved already may have been ended by srun.
 if [ $limit = 1 ] && {{ [ $code = {preempted} ] || [ $code = 143 ]; }}; then
   if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ]; then scontrol requeue "$SLURM_JOB_ID" && exit 0; fi
