@@ -175,9 +175,11 @@ def _run(words: list[str]) -> int:
             return run_rank(*rest)
         case _ if name in COMMANDS:
             from dpo_cli.compose import run_command
+            from dpo_cli.launchers.outer import said_once
 
             words = files_as_overrides(rest) if name == "score" else as_overrides(name, rest)
-            return run_command(name, words)
+            with said_once():
+                return run_command(name, words)
         case _:
             near = difflib.get_close_matches(name, [*COMMANDS, *HELPERS], n=1)
             hint = f"did you mean {near[0]}? " if near else ""

@@ -26,9 +26,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError  # type: ignore[import-untyped] # OmegaConf reads files with it
 
-from dpo_cli.config import EvaluateConfig, InspectConfig, PlanConfig, ScoreConfig, TrainConfig, read_config
+from dpo_cli.config import (
+    EvaluateConfig,
+    InspectConfig,
+    PlanConfig,
+    PrecomputeConfig,
+    ScoreConfig,
+    TrainConfig,
+    read_config,
+)
 from dpo_cli.config_folder import config_folder
-from dpo_cli.errors import ConfigError, DpoError, ExitCode, Preempted
+from dpo_cli.errors import ConfigError, DpoError, ExitCode
+from dpo_cli.launchers.outer import check_none
 from dpo_cli.overrides import (
     add_plus,
     apart,
@@ -44,7 +53,7 @@ from dpo_cli.run_folder import read
 
 SCHEMAS: dict[str, type[TrainConfig] | type[ScoreConfig]] = {
     "train": TrainConfig,
-    "precompute-ref": TrainConfig,
+    "precompute-ref": PrecomputeConfig,
     "eval": EvaluateConfig,
     "inspect": InspectConfig,
     "score": ScoreConfig,
@@ -68,49 +77,87 @@ def run_command(command: str, words: list[str]) -> int:
     words = [*flags, *overrides]  # flags may stand anywhere; Hydra wants all overrides together
     if any(is_flag(word, "--experimental-rerun") for word in words):
         raise DpoError("--experimental-rerun reads a pickle, which can run code: not supported")
-    from dpo_cli.sweep import Sweep
-
-    sweep: Sweep | None = None
     if any(asks_for_sweep(word) for word in words):
         if command != "train":
             raise DpoError(f"dpo {command} does not take -m; sweeps are for dpo train")
-        words = [word for word in words if word != "resume=auto"]  # a sweep goes on anyway
-        sweep = Sweep(words)
-        words = [*words, f"hydra.sweep.dir='{sweep.folder}'"]
+        check_none("a sweep")
+        return _sweep([word for word in words if word != "resume=auto"])  # a sweep goes on anyway
+    config = _compose(command, words)
+    if config is None:  # --help, --cfg and the like
+        return int(ExitCode.DONE)
+    from dpo_cli.launch import run_once
+
+    return run_once(command, config)
+
+
+def _compose(command: str, words: Sequence[str]) -> TrainConfig | ScoreConfig | None:
+    """The configuration of a command line; None, if Hydra only answered a question.
+
+    Raises:
+        DpoError: for anything wrong with it.
+    """
     configs: list[TrainConfig | ScoreConfig] = []
-    problems: list[Exception] = []
+    problems: list[DpoError] = []
 
     def task(tree: DictConfig) -> None:
-        overrides = _overrides()
-        given[:] = overrides
+        given[:] = _overrides()
         try:
             config = _typed(command, tree)
-            if sweep is None:
-                _check_no_sweep(command)
-                configs.append(config)
-            elif isinstance(config, TrainConfig):
-                sweep.run_job(config, overrides)
-        except ConfigError as error:
-            if sweep is not None:
-                sweep.refuse(overrides, error)
-            else:  # not raised here: Hydra would add words of its own
-                problems.append(error)
-        except Preempted as error:  # the other points must not run: Hydra lets nothing less through
-            problems.append(error)
-            raise SystemExit from None
-        except DpoError as error:
+            _check_no_sweep(command)
+            configs.append(config)
+        except DpoError as error:  # not raised here: Hydra would add words of its own
             problems.append(error)
 
     _hydra(command, words, task)
     if problems:
         raise problems[0]
-    if sweep is not None:
-        return sweep.finish()
-    if not configs:  # --help, --cfg and the like
-        return int(ExitCode.DONE)
-    from dpo_cli.launch import run_once
+    return configs[0] if configs else None
 
-    return run_once(command, configs[0])
+
+def _sweep(words: Sequence[str]) -> int:
+    """Run ``dpo train`` for each point; returns the exit code."""
+    from dpo_cli.smart_sweep import Trials, is_smart, without_plugin
+    from dpo_cli.sweep import Sweep
+
+    words = [without_plugin(word) for word in words]
+    sweep = Sweep(words)
+    if is_smart(words):
+
+        def compose(point: Sequence[str]) -> TrainConfig:
+            GlobalHydra.instance().clear()
+            config = _compose("train", point)
+            if not isinstance(config, TrainConfig):
+                raise DpoError("-m with --cfg, --info and the like: give them without sweep.sampler")
+            return config
+
+        trials = Trials(words, sweep, compose)
+        sweep.run(trials, trials.settings.parallel)
+        return sweep.finish(trials.best())
+    if sweep.ranges:
+        raise DpoError(f"{sweep.ranges[0]} has no points to go through: draw them with sweep.sampler=tpe")
+    problems: list[DpoError] = []
+    parallel = 1
+
+    def task(tree: DictConfig) -> None:
+        nonlocal parallel
+        overrides = _overrides()
+        try:
+            config = _typed("train", tree)
+            assert isinstance(config, TrainConfig)
+            parallel = config.sweep.parallel
+            if config.sweep.sampler is not None:
+                raise DpoError("sweep.sampler stands in an experiment; expected on the command line, with its ranges")
+            sweep.add(config, overrides)
+        except ConfigError as error:
+            sweep.refuse(overrides, error)
+        except DpoError as error:
+            problems.append(error)
+
+    _hydra("train", [*words, f"hydra.sweep.dir='{sweep.folder}'"], task)
+    if problems:
+        raise problems[0]
+    sweep.run(sweep.grid, parallel)
+    return sweep.finish()
 
 
 def complete(command: str, line: str) -> list[str]:
@@ -263,21 +310,23 @@ def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     ran = OmegaConf.to_container(OmegaConf.load(file))
     if not isinstance(ran, dict):
         raise DpoError(f"{file} is not a configuration")
-    for section in ("model", "data", "loss", "reference", "launch"):
-        if section in values:
-            values[section] = ran[section]
+    for section in ("model", "data", "loss", "reference"):
+        values[section] = ran[section]
     if "eval" in values:
         kept = {name: value for name, value in ran["eval"].items() if name not in ("tasks", "shots", "task_limit")}
         values["eval"] = {**values["eval"], **kept}  # a run of an older version has fewer keys
+        # How the run was launched says nothing of where this is wanted; only this machine's processes are taken over.
+        if ran["launch"]["name"] == "local" and values["launch"]["name"] == "local":
+            values["launch"] = ran["launch"]
     values["seed"] = ran["seed"]
     values["precision"] = read(Path(str(run))).get("precision", ran["train"]["precision"])  # what `auto` came to
     values["tokens_per_micro_batch"] = ran["train"]["tokens_per_micro_batch"]
     config = OmegaConf.create(values)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element().lstrip("+")
-        if key == "judge" or override.input_line == "eval=harness":
+        if key in ("judge", "launch") or override.input_line == "eval=harness":
             continue  # an option that the run says nothing of, and which is composed already
-        if key in ("loss", "data", "model", "reference", "launch", "eval"):
+        if key in ("loss", "data", "model", "reference", "eval"):
             raise DpoError(f"{override.input_line}: with run=..., the run's own choice can't be replaced as a whole")
         OmegaConf.update(config, key, override.value(), force_add=True)
     given = {override.partition("=")[0] for override in overrides}

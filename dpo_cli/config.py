@@ -18,8 +18,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dpo_cli.config_adapters import AdapterConfig, NewAdapterConfig
 from dpo_cli.config_judges import JudgeConfig
+from dpo_cli.config_launch import LaunchConfig, launch_conflicts
 from dpo_cli.config_losses import LossConfig, SumConfig, kind_of
 from dpo_cli.config_optim import OptimConfig, optim_conflicts
+from dpo_cli.config_sweep import SweepConfig, sweep_conflicts
 from dpo_cli.config_types import Auto, CountFromZero, Positive, PositiveInt, Precision, Section, Share
 from dpo_cli.errors import ConfigError
 
@@ -87,11 +89,6 @@ class EngineConfig(Section):
     deepspeed: dict[str, Any]
 
 
-class LaunchConfig(Section):
-    name: Literal["local"]
-    num_processes: PositiveInt | Auto
-
-
 class TrackerConfig(Section):
     name: Literal["wandb"]
     mode: Literal["auto", "online", "offline", "disabled"]
@@ -125,7 +122,7 @@ class TrainSection(Section):
 
 
 class TrainConfig(Section):
-    """What ``dpo train`` and ``dpo precompute-ref`` take."""
+    """What ``dpo train`` takes."""
 
     model: ModelConfig
     data: DataConfig
@@ -133,13 +130,20 @@ class TrainConfig(Section):
     reference: ReferenceConfig
     optim: OptimConfig = Field(discriminator="name")
     engine: EngineConfig
-    launch: LaunchConfig
+    launch: LaunchConfig = Field(discriminator="name")
     tracker: TrackerConfig
     eval: EvalConfig
+    sweep: SweepConfig
     train: TrainSection
     seed: CountFromZero
     run_dir: str | None
     resume: str
+
+
+class PrecomputeConfig(TrainConfig):
+    """What ``dpo precompute-ref`` takes: everything that ``dpo train`` does, and which part of the pass to do."""
+
+    shard: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None
 
 
 class InspectSection(Section):
@@ -192,7 +196,7 @@ class ScoreConfig(Section):
 class EvaluateConfig(ScoreConfig):
     """What ``dpo eval`` takes."""
 
-    launch: LaunchConfig
+    launch: LaunchConfig = Field(discriminator="name")
     eval: EvalConfig
     against: str | None
     benchmark: Literal["rewardbench", "rewardbench2"] | None
@@ -370,9 +374,9 @@ def _requirement(problem: Any) -> str:
     if problem["type"] == "too_long":
         return f"{problem['ctx']['max_length']} items"
     message = str(problem["msg"])
-    for start in ("Input should be a valid ", "Input should be "):
+    for start in ("Input should be a valid ", "Input should be ", "Value error, "):
         message = message.removeprefix(start)
-    return message[0].lower() + message[1:]
+    return message if message[:2].isupper() else message[0].lower() + message[1:]
 
 
 def _where(key: str, files: Sequence[Path], value: str = "") -> str:
@@ -418,6 +422,7 @@ def _conflicts(config: Section) -> Iterator[str]:
     yield from _loss_conflicts(config)
     if isinstance(config, EvaluateConfig):
         yield from _sampling_conflicts(config)
+    yield from launch_conflicts(config.launch)
     if isinstance(config, TrainConfig):
         yield from _train_conflicts(config)
     elif config.run is None and isinstance(config.model.adapter, NewAdapterConfig):
@@ -438,8 +443,8 @@ def _sampling_conflicts(config: EvaluateConfig) -> Iterator[str]:
     for name in ("shots", "task_limit"):
         if getattr(config.eval, name) is not None and not config.eval.tasks:
             yield f"eval.{name} has no effect without eval.tasks"
-    if config.eval.tasks and config.launch.num_processes not in (1, "auto"):
-        yield "eval.tasks are run by one process: launch.num_processes=1"
+    if config.eval.tasks and getattr(config.launch, "num_processes", None) not in (1, "auto"):
+        yield "eval.tasks are run by one process: launch=local launch.num_processes=1"
     if config.judge.name != "none" and not config.eval.samples:
         yield f"judge={config.judge.name} has no effect without eval.samples: it judges sampled answers"
     if config.judge.name != "none" and config.run is None and config.reference.path is None:
@@ -545,6 +550,7 @@ def _train_conflicts(config: TrainConfig) -> Iterator[str]:
     train = config.train
     if config.eval.tasks:
         yield "eval.tasks has no effect in `dpo train`: dpo eval run=... eval=harness runs them, before and after"
+    yield from sweep_conflicts(config.sweep, eval_every=train.eval_every, held_out=config.data.eval is not None)
     if train.eval_every is not None and config.data.eval is None:
         yield f"train.eval_every={train.eval_every} has no effect without data.eval"
     if config.eval.samples and config.data.eval is None:

@@ -9,6 +9,7 @@ traceback. Anything else that escapes is a bug and keeps its traceback (exit cod
     ├── CheckpointError           3   no valid checkpoint where one was asked for
     ├── StorageError             74   disk full, unreadable, unwritable
     ├── Preempted                75   stopped by a signal after saving; the same command goes on
+    ├── LostConnection           70   another rank has ended, and says why itself
     └── NumericsError            76   the numbers went bad (non-finite, or a failed start-up check)
 """
 
@@ -71,6 +72,12 @@ class Preempted(DpoError):
     """A signal ended the run after its state was saved."""
 
     exit_code = ExitCode.PREEMPTED
+
+
+class LostConnection(DpoError):
+    """Another rank has ended: what went wrong is there."""
+
+    exit_code = ExitCode.INTERNAL
 
 
 class NumericsError(DpoError):

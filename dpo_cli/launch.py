@@ -1,7 +1,8 @@
 """From a composed configuration to running ranks: in this process if one will do, else a process each.
 
-Ranks never run Hydra: they are given the configuration in a file. What goes wrong in them is said once, by the
-parent, and their exit code is its exit code.
+Ranks never run Hydra, unless an outer launcher has started them: they are given the configuration in a file. What goes
+wrong in them is said once, by the parent, and their exit code is its exit code. Launchers beyond this machine are in
+``launchers/``.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-from dpo_cli.config import EvaluateConfig, InspectConfig, PlanConfig, ScoreConfig, TrainConfig
-from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.config import EvaluateConfig, InspectConfig, PlanConfig, PrecomputeConfig, ScoreConfig, TrainConfig
+from dpo_cli.config_launch import HostfileConfig, SlurmConfig, TorchrunConfig
+from dpo_cli.errors import ConfigError, DpoError, ExitCode, StorageError
+from dpo_cli.launchers import hostfile, lifeline, outer, slurm
+from dpo_cli.launchers.apart import passing_on, said
 
 _SECONDS_TO_END = 20.0
 """How long the other ranks may go on when one has ended with an error: they usually see the same one."""
@@ -39,8 +41,15 @@ def run_once(command: str, config: TrainConfig | ScoreConfig) -> int:
         # Nothing of it is shared out.
         _call(command, config)
         return int(ExitCode.DONE)
+    if isinstance(config.launch, TorchrunConfig):
+        return _run_as_rank(command, config)
+    outer.check_none(f"launch={config.launch.name}")
+    if isinstance(config.launch, HostfileConfig):
+        return hostfile.run(command, config)
+    if isinstance(config.launch, SlurmConfig):
+        return slurm.run(command, config)
     count = config.launch.num_processes
-    processes = _devices() if count == "auto" else count
+    processes = devices() if count == "auto" else count
     if processes == 1:
         _call(command, config)
         return int(ExitCode.DONE)
@@ -50,42 +59,64 @@ def run_once(command: str, config: TrainConfig | ScoreConfig) -> int:
         return _run_ranks([sys.executable, "-m", "dpo_cli", "_rank", command, str(file)], processes, Path(folder))
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a command that ran in a process of its own ended."""
-
-    exit_code: int
-    text: str
-    """What went wrong, if it said so."""
-    interrupted: bool
-    """Whether a signal came to this process meanwhile."""
+def _run_as_rank(command: str, config: TrainConfig | EvaluateConfig) -> int:
+    """Be one of the ranks that an outer launcher has started."""
+    os.environ.update(outer.adopt(os.environ))
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        _check_agreed(config)
+    _call(command, config)
+    return int(ExitCode.DONE)
 
 
-def run_apart(command: str, config: TrainConfig, environment: Mapping[str, str]) -> Ended:
-    """Run a command in a process of its own, ranks and all.
+def _check_agreed(config: TrainConfig | EvaluateConfig) -> None:
+    """Join the other ranks, each of which has composed the configuration itself, and see that it is the same one.
 
-    A second DeepSpeed run in one process is not safe, so every job of a sweep is run this way.
+    Raises:
+        ConfigError: on all ranks, naming the keys in which the first that differs does so.
     """
-    with tempfile.TemporaryDirectory(prefix="dpo-") as folder:
-        file = Path(folder, "config.json")
-        file.write_text(config.model_dump_json(), encoding="utf-8")
-        words = [sys.executable, "-m", "dpo_cli", "_rank", command, str(file)]
-        outer = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        job = subprocess.Popen(words, env={**outer, **environment})
-        with _passing_on([job]) as signals:
-            code = job.wait()
-        return Ended(code if code >= 0 else int(ExitCode.INTERNAL), _said(Path(folder), 0), bool(signals))
+    from dpo_cli import distributed
+
+    distributed.start()
+    every = distributed.from_all((socket.gethostname(), config.model_dump(mode="json")))
+    problems = []
+    for rank, (host, other) in enumerate(every):
+        mine, theirs = _flat(every[0][1]), _flat(other)
+        problems += [
+            f"{key} is {theirs.get(key)} on rank {rank} ({host}) and {mine.get(key)} on rank 0 ({every[0][0]}): all "
+            "ranks must be given the same configuration"
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key) != theirs.get(key)
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
 
 
 def run_rank(command: str, file: str) -> int:
-    """What a rank (or a job of a sweep) does: the command on the configuration in ``file``.
+    """What a rank (or a job of a sweep, or of Slurm) does: the command on the configuration in ``file``.
 
-    An error is not printed but left beside the file, for the parent to say once.
+    An error is not printed but left beside the file, for the parent to say once; where there is no parent, but an outer
+    launcher, it is raised.
+
+    Raises:
+        DpoError: then, and if there is no such file.
     """
     _end_with_parent()
-    schema = EvaluateConfig if command == "eval" else TrainConfig
-    config = schema.model_validate_json(Path(file).read_text(encoding="utf-8"))
-    text, code = "", int(ExitCode.DONE)
+    config = _read(command, Path(file))
+    if isinstance(config.launch, TorchrunConfig):
+        with outer.said_once():
+            return run_once(command, config)
+    folder, rank = Path(file).parent, int(os.environ.get("RANK", "0"))
+    watched = lifeline.is_watched(folder)
+    if watched:
+        _take_on(folder, rank)
+    text, code, lost = "", int(ExitCode.DONE), False
     try:
         if "RANK" in os.environ:
             _call(command, config)
@@ -98,13 +129,37 @@ def run_rank(command: str, file: str) -> int:
     except OSError as error:
         from dpo_cli.cli import describe
 
-        text, code = f"dpo: {describe(error)}", int(ExitCode.IO)
-    except Exception:
-        text, code = traceback.format_exc(), int(ExitCode.INTERNAL)
-    if text:
-        rank = os.environ.get("RANK", "0")
-        Path(file).with_name(f"rank-{rank}.json").write_text(json.dumps({"text": text}), encoding="utf-8")
+        text, code, lost = f"dpo: {describe(error)}", int(ExitCode.IO), outer.is_lost_connection(error)
+    except Exception as error:
+        text, code, lost = traceback.format_exc(), int(ExitCode.INTERNAL), outer.is_lost_connection(error)
+    if watched:
+        lifeline.leave(folder, rank, code, text, lost=lost)
+    elif text:
+        (folder / f"rank-{rank}.json").write_text(json.dumps({"text": text}), encoding="utf-8")
     return code
+
+
+def _read(command: str, file: Path) -> TrainConfig | EvaluateConfig:
+    schemas: dict[str, type[TrainConfig] | type[EvaluateConfig]] = {
+        "eval": EvaluateConfig,
+        "precompute-ref": PrecomputeConfig,
+    }
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StorageError(
+            f"{socket.gethostname()} does not see {file}, which the launching machine has written: the run folder must "
+            "be on a file system that all machines share"
+        ) from None
+    return schemas.get(command, TrainConfig).model_validate_json(text)
+
+
+def _take_on(folder: Path, rank: int) -> None:
+    """On another machine: the launching machine's environment, as far as it is passed on, and its orders."""
+    os.environ.update(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
+    here = int(os.environ.get("LOCAL_SIZE", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // here)))
+    lifeline.follow(folder, rank)
 
 
 def _end_with_parent() -> None:
@@ -143,6 +198,7 @@ def _call(command: str, config: TrainConfig | ScoreConfig) -> None:
         elif command == "precompute-ref":
             from dpo_cli.commands import precompute_ref
 
+            assert isinstance(config, PrecomputeConfig)
             precompute_ref.run(config)
         else:
             from dpo_cli.commands import train
@@ -171,7 +227,7 @@ def _run_ranks(words: Sequence[str], count: int, folder: Path) -> int:
         for rank in range(count)
     ]
     try:
-        with _passing_on(ranks) as signals:
+        with passing_on(ranks) as signals:
             first = _wait(ranks)
     finally:
         for rank in ranks:
@@ -185,7 +241,7 @@ def _run_ranks(words: Sequence[str], count: int, folder: Path) -> int:
             "dpo: stopped by a signal before there was anything to save; the same command begins again", file=sys.stderr
         )
         return int(ExitCode.PREEMPTED)
-    print(_said(folder, first) or f"dpo: rank {first} ended with exit code {code}", file=sys.stderr)
+    print(said(folder, first) or f"dpo: rank {first} ended with exit code {code}", file=sys.stderr)
     return code if code > 0 else int(ExitCode.INTERNAL)
 
 
@@ -205,43 +261,13 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
     return next(iter(failed), None)
 
 
-@contextmanager
-def _passing_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Signals to this process go to the children, which save and end; this process waits for them.
-
-    Yields the signals that came, as they come.
-    """
-    came: list[int] = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        for child in children:
-            # From a terminal, Ctrl-C has already gone to the whole foreground group.
-            if child.poll() is None and not (number == signal.SIGINT and sys.stdin and sys.stdin.isatty()):
-                child.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _said(folder: Path, rank: int) -> str:
-    try:
-        return str(json.loads((folder / f"rank-{rank}.json").read_text(encoding="utf-8"))["text"])
-    except FileNotFoundError:
-        return ""
-
-
-def _devices() -> int:
-    """GPUs of this machine, or 1. torch is asked only where there may be one, as importing it takes seconds."""
+def devices(none: int = 1) -> int:
+    """GPUs of this machine, or ``none``. torch is asked only where there may be one, as importing it takes seconds."""
     if "RANK" in os.environ or not (Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()):
-        return 1
+        return none
     import torch
 
-    return max(1, torch.cuda.device_count())
+    return max(none, torch.cuda.device_count())
 
 
 def _free_port() -> int:

@@ -26,8 +26,8 @@ _FLAGS_WITH_VALUE |= {"-c", "-p", "-cp", "-cn", "-cd", "-i"}
 
 def add_plus(word: str) -> str:
     """``experiment=x`` means ``+experiment=x``: the plus is Hydra's rule for groups without a default, and for keys
-    that have none, which those of DeepSpeed are."""
-    if word.startswith("engine.deepspeed"):
+    that have none, which those of DeepSpeed and sbatch are."""
+    if word.startswith(("engine.deepspeed", "launch.extra")):
         return f"++{word}"
     return f"+{word}" if word.startswith("experiment=") else word
 

@@ -1,4 +1,5 @@
-"""Sweeps: ``dpo train -m loss.beta=0.05,0.1``. Hydra says which points; this runs them and says how they went.
+"""Sweeps: ``dpo train -m loss.beta=0.05,0.1``. Hydra says which points, or Optuna (``smart_sweep.py``); this runs them,
+one after another or several at a time, and says how they went.
 
 A sweep's folder follows from what was asked, so the same command again finds what is done and does only the rest.
 """
@@ -6,26 +7,83 @@ A sweep's folder follows from what was asked, so the same command again finds wh
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
+import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from dpo_cli.config import TrainConfig
-from dpo_cli.errors import DpoError, ExitCode, Preempted
-from dpo_cli.launch import run_apart
+from dpo_cli.config_launch import LocalConfig, SlurmConfig
+from dpo_cli.errors import ConfigError, DpoError, ExitCode, Preempted
+from dpo_cli.launch import devices
+from dpo_cli.launchers import slurm
+from dpo_cli.launchers.apart import Apart, passing_on
 from dpo_cli.overrides import apart
 from dpo_cli.run_folder import read
 
 # Words of the command line that don't change what is run.
-_WITHOUT_EFFECT = ("run_dir=", "resume=", "tracker.")
+_WITHOUT_EFFECT = ("run_dir=", "resume=", "tracker.", "launch", "sweep.parallel=", "sweep.trials=")
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a sweep, which is a run."""
+
+    name: str
+    config: TrainConfig
+    number: int = 0
+    """Of a smart sweep's trial."""
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path(str(self.config.run_dir))
+
+
+class Points(Protocol):
+    """Where points come from, and who hears how they went."""
+
+    def draw(self) -> Point | None:
+        """The next point; None = there is none any more.
+
+        Raises:
+            ConfigError: if the next one's configuration is wrong; the one after it may be right.
+        """
+
+    def is_hopeless(self, point: Point) -> bool:
+        """Whether a run on its way is to be stopped for good. It is asked now and then."""
+
+    def ended(self, point: Point, exit_code: int) -> None:
+        """A run has ended."""
+
+
+class Grid:
+    """All points that Hydra's sweeper made of the command line."""
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+
+    def draw(self) -> Point | None:
+        """The next in order."""
+        return self.points.pop(0) if self.points else None
+
+    def is_hopeless(self, point: Point) -> bool:
+        """All are wanted."""
+        return False
+
+    def ended(self, point: Point, exit_code: int) -> None:
+        """Nothing follows from it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +94,15 @@ class Job:
     run_dir: Path
     outcome: str
     exit_code: int
+
+
+@dataclass(frozen=True)
+class _Running:
+    point: Point
+    job: Apart
+    slot: int
+    stopped: list[bool]
+    """Not empty: it was found hopeless."""
 
 
 class Sweep:
@@ -53,61 +120,164 @@ class Sweep:
             overrides = OverridesParser.create().parse_overrides(apart(words)[1])
         except HydraException as error:
             raise DpoError(" ".join(str(error).split())) from None
-        self._fixed = {override.input_line for override in overrides if not override.is_sweep_override()}
+        self.ranges = [override.input_line for override in overrides if override.is_interval_sweep()]
+        """Those without points, from which only a smart sweep can draw."""
+        self._fixed = {
+            override.get_key_element().lstrip("+") for override in overrides if not override.is_sweep_override()
+        }
         values = {override.get_key_element(): override.value() for override in overrides}
         what = sorted(override.input_line for override in overrides)
         what = [word for word in what if not word.startswith(_WITHOUT_EFFECT)]
         digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:8]
         name = re.sub(r"[^\w.-]+", "-", str(values.get("+experiment", "train")))
         self.folder = Path(str(values.get("run_dir") or Path("runs") / f"sweep-{name}-{digest}"))
+        self.grid = Grid()
         self._jobs: list[Job] = []
+        self._shares: list[list[str]] = []
+        """Of this machine's GPUs, by slot."""
 
-    def run_job(self, config: TrainConfig, overrides: Sequence[str]) -> None:
-        """Run one point in a process of its own, unless it is done already. Its failure is said, and the sweep goes on.
+    def add(self, config: TrainConfig, overrides: Sequence[str]) -> None:
+        """A point of the grid.
 
         Args:
             config: of the job.
             overrides: its own, the swept values among them.
         """
-        name = self._name(overrides)
-        run_dir = self.folder / name
+        self.grid.points.append(self.point(config, self._name(overrides)))
+
+    def point(self, config: TrainConfig, name: str, number: int = 0) -> Point:
+        """A point in this sweep's folder, which goes on where it stopped."""
         tracker = config.tracker.model_copy(
             update={"group": config.tracker.group or self.folder.name, "run_name": name}
         )
-        job = config.model_copy(update={"run_dir": str(run_dir), "resume": "auto", "tracker": tracker})
-        if read(run_dir).get("status") == "done":
-            if _settings(run_dir) != _comparable(job.model_dump(mode="json")):
-                message = (
-                    f"{run_dir} holds a finished run of another configuration: remove it, or sweep in another run_dir"
-                )
-                self.refuse(overrides, DpoError(message))
-                return
-            _say(f"{name}: done before, in {run_dir}")
-            self._jobs.append(Job(name, run_dir, "done before", 0))
-            return
-        _say(f"{name}: job {len(self._jobs) + 1}, in {run_dir}")
-        ended = run_apart("train", job, {"DPO_SWEEP": "1"})
-        code = ended.exit_code
-        if code:
-            _say(ended.text or f"dpo: exit code {code}")
-            _say(f"{name}: {'stopped' if code == ExitCode.PREEMPTED else f'failed with exit code {code}'}")
-        self._jobs.append(Job(name, run_dir, f"failed ({code})" if code else "done", code))
-        if ended.interrupted or code == ExitCode.PREEMPTED:  # somebody wants all of it to end
-            raise Preempted(f"the sweep was stopped; the same command goes on from here, with {name}")
+        changes = {"run_dir": str(self.folder / name), "resume": "auto", "tracker": tracker}
+        return Point(name, config.model_copy(update=changes), number)
 
     def refuse(self, overrides: Sequence[str], error: DpoError) -> None:
         """A point whose configuration is wrong: said, counted as failed, and the sweep goes on."""
-        name = self._name(overrides)
+        self._refuse(self._name(overrides), error)
+
+    def _refuse(self, name: str, error: DpoError) -> None:
         _say(f"{name}: failed\ndpo: {error}")
         self._jobs.append(Job(name, self.folder / name, f"failed ({int(error.exit_code)})", int(error.exit_code)))
 
     def _name(self, overrides: Sequence[str]) -> str:
-        swept = [override.lstrip("+") for override in overrides if override not in self._fixed]
+        words = [override.lstrip("+") for override in overrides]
+        swept = [word for word in words if word.partition("=")[0] not in self._fixed]
         return re.sub(r"[^\w.,=+-]+", "_", ",".join(swept)) or "job"
 
-    def finish(self) -> int:
-        """Print what each job reached; returns the exit code."""
+    def run(self, points: Points, parallel: int) -> None:
+        """Run points in processes of their own, until there are no more. What fails is said, and the sweep goes on.
+
+        Args:
+            points: of ``folder``.
+            parallel: how many at a time.
+
+        Raises:
+            Preempted: if a signal came, or stopped a job: somebody wants all of it to end.
+        """
+        self._shares = _shares(parallel)
+        running: list[_Running] = []
+        processes: list[subprocess.Popen[bytes]] = []
+        more, stopping = True, False
+        with passing_on(processes) as signals:
+            while more or running:
+                if len(running) < parallel and more and not (stopping or signals):
+                    more = self._begin_next(points, running, parallel)
+                    processes[:] = [one.job.process for one in running]
+                    continue
+                if stopping or signals:
+                    more = False
+                for one in list(running):
+                    stopping |= self._look_after(one, points, running)
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if stopping or signals:
+            raise Preempted("the sweep was stopped; the same command goes on from here")
+
+    def _begin_next(self, points: Points, running: list[_Running], parallel: int) -> bool:
+        """Start the next point, unless it is done already; False = there is none."""
+        try:
+            point = points.draw()
+        except ConfigError as error:
+            self._refuse("a point", error)
+            return True
+        if point is None:
+            return False
+        name, run_dir = point.name, point.run_dir
+        if read(run_dir).get("status") == "done":
+            if _settings(run_dir) != _comparable(point.config.model_dump(mode="json")):
+                message = (
+                    f"{run_dir} holds a finished run of another configuration: remove it, or sweep in another run_dir"
+                )
+                self._refuse(name, DpoError(message))
+                points.ended(point, int(ExitCode.USAGE))
+                return True
+            _say(f"{name}: done before, in {run_dir}")
+            self._jobs.append(Job(name, run_dir, "done before", 0))
+            points.ended(point, 0)
+            return True
+        number = len(self._jobs) + len(running) + 1
+        if isinstance(point.config.launch, SlurmConfig):
+            self._submit(point, number)
+            return True
+        slot = next(slot for slot in range(parallel) if slot not in {one.slot for one in running})
+        log = None
+        if parallel > 1:  # output of several at once is no use to anybody
+            self.folder.mkdir(parents=True, exist_ok=True)
+            log = self.folder / f"{name}.log"
+        _say(f"{name}: job {number}, in {run_dir}" + ("" if log is None else f"; its output in {log}"))
+        environment = {"DPO_SWEEP": "1", **self._environment(point.config, slot, parallel)}
+        running.append(_Running(point, Apart("train", point.config, environment, log), slot, []))
+        return True
+
+    def _submit(self, point: Point, number: int) -> None:
+        try:
+            job = slurm.submit("train", point.config)
+        except DpoError as error:
+            self._refuse(point.name, error)
+            return
+        what = "written" if job.number is None else f"submitted as job {job.number}"
+        _say(f"{point.name}: job {number}, {what}, in {point.run_dir}")
+        self._jobs.append(Job(point.name, point.run_dir, "written" if job.number is None else f"job {job.number}", 0))
+
+    def _environment(self, config: TrainConfig, slot: int, parallel: int) -> dict[str, str]:
+        """What gives a job its share of this machine."""
+        if parallel == 1:
+            return {}
+        count = config.launch.num_processes if isinstance(config.launch, LocalConfig) else 1
+        processes = max(1, len(self._shares[slot])) if count == "auto" else count
+        threads = max(1, (os.cpu_count() or 1) // (parallel * processes))
+        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        if self._shares[slot]:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._shares[slot])
+        return environment
+
+    def _look_after(self, one: _Running, points: Points, running: list[_Running]) -> bool:
+        """See to a running job; True = it was stopped by somebody else, who wants all of it to end."""
+        ended = one.job.ended()
+        if ended is None:
+            if not one.stopped and points.is_hopeless(one.point):
+                one.stopped.append(True)
+                one.job.stop()
+            return False
+        running.remove(one)
+        name, code = one.point.name, ended.exit_code
+        pruned = bool(one.stopped) and code == ExitCode.PREEMPTED
+        if pruned:
+            _say(f"{name}: stopped, as it does worse than half of the runs before it")
+        elif code:
+            _say(ended.text or f"dpo: exit code {code}")
+            _say(f"{name}: {'stopped' if code == ExitCode.PREEMPTED else f'failed with exit code {code}'}")
+        outcome = "pruned" if pruned else f"failed ({code})" if code else "done"
+        self._jobs.append(Job(name, one.point.run_dir, outcome, 0 if pruned else code))
+        if code != ExitCode.PREEMPTED or pruned:
+            points.ended(one.point, code)
+        return code == ExitCode.PREEMPTED and not pruned
+
+    def finish(self, remark: str = "") -> int:
+        """Print what each job reached, and a remark; returns the exit code."""
         if not self._jobs:
+            print(remark, end="\n" if remark else "")
             return int(ExitCode.DONE)
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -132,6 +302,8 @@ class Sweep:
         # Where nobody watches, lines may be as long as they need to be.
         Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
         self._say_best()
+        if remark:
+            print(remark)
         return next((job.exit_code for job in self._jobs if job.exit_code), int(ExitCode.DONE))
 
     def _say_best(self) -> None:
@@ -169,7 +341,24 @@ def _settings(run_dir: Path) -> dict[str, Any]:
 
 
 def _comparable(values: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in values.items() if key not in ("run_dir", "resume", "tracker")}
+    without_effect = ("run_dir", "resume", "tracker", "launch", "sweep")
+    return {str(key): value for key, value in values.items() if key not in without_effect}
+
+
+def _shares(parallel: int) -> list[list[str]]:
+    """The GPUs of each slot, by their names in CUDA_VISIBLE_DEVICES; none, where there are none.
+
+    Raises:
+        DpoError: if there are fewer than slots.
+    """
+    if parallel == 1 or not (count := devices(none=0)):
+        return [[] for _ in range(parallel)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    names = visible.split(",")[:count]
+    if count < parallel:
+        raise DpoError(f"sweep.parallel={parallel}: there are {count} GPUs; expected no more than one job for each")
+    each = count // parallel
+    return [names[slot * each : (slot + 1) * each] for slot in range(parallel)]
 
 
 def _say(text: str) -> None:

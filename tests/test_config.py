@@ -15,11 +15,11 @@ from helpers.loss_cases import settings
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from dpo_cli.config import EvaluateConfig, TrainConfig, nearest_key, read_config, valid_keys
+from dpo_cli.config import EvaluateConfig, PrecomputeConfig, TrainConfig, nearest_key, read_config, valid_keys
 from dpo_cli.errors import ConfigError, ExitCode
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SCHEMAS = {"train": TrainConfig, "precompute_ref": TrainConfig, "eval": EvaluateConfig}
+SCHEMAS = {"train": TrainConfig, "precompute_ref": PrecomputeConfig, "eval": EvaluateConfig}
 DELETED = "(deleted)"  # by identity; a plain object would have another name in every process
 
 

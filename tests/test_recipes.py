@@ -19,7 +19,7 @@ from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedCon
 from dpo_cli import sweep
 from dpo_cli.compose import _register_resolvers, config_folder, run_command
 from dpo_cli.config import TrainConfig, read_config
-from dpo_cli.launch import Ended
+from dpo_cli.launchers.apart import Ended
 
 FILES = {file.stem: file for file in sorted((config_folder() / "experiment").glob("*.yaml"))}
 SWEEPS = [name for name in FILES if name.startswith("sweep_")]
@@ -284,11 +284,17 @@ def jobs_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[TrainConfi
     """What a sweep would run, in order."""
     jobs: list[TrainConfig] = []
 
-    def instead(command: str, config: TrainConfig, environment: dict[str, str]) -> Ended:
-        jobs.append(config)
-        return Ended(0, "", interrupted=False)
+    class Instead:
+        process = None
 
-    monkeypatch.setattr(sweep, "run_apart", instead)
+        def __init__(self, command: str, config: TrainConfig, environment: dict[str, str], log: Path | None) -> None:
+            jobs.append(config)
+
+        def ended(self) -> Ended:
+            return Ended(0, "")
+
+    monkeypatch.setattr(sweep, "Apart", Instead)
+    monkeypatch.setattr(sweep, "_SECONDS_BETWEEN_LOOKS", 0.0)
     assert run_command("train", list(arguments)) == 0
     return jobs
 

@@ -107,6 +107,15 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A shard of the reference pass."""
+
+    name: str
+    """Such as ``3/16``."""
+    rows: Sequence[Group]
+
+
+@dataclass(frozen=True)
 class Setup:
     """What loading a model and making a reference takes."""
 
@@ -183,7 +192,13 @@ class Setup:
         return loaded
 
     def make_reference(
-        self, *, groups: bool, scorer: Scorer | None, needed: bool, shard: Mapping[str, Any] | None = None
+        self,
+        *,
+        groups: bool,
+        scorer: Scorer | None,
+        needed: bool,
+        shard: Mapping[str, Any] | None = None,
+        part: Part | None = None,
     ) -> Reference:
         """The reference for all rows: from the store, filled first where it lacks some; or a second model; or none.
 
@@ -194,6 +209,7 @@ class Setup:
             scorer: the model of ``model.path`` as it is before training, if it is there already; it is not kept.
             needed: whether the loss makes use of it; without, nothing is computed.
             shard: the user's DeepSpeed keys, to share a second model out over the ranks; None = each has all of it.
+            part: of the rows, if not all are to be computed; only a cached reference knows parts.
         """
         config, console, rows = self.reference, self.console, self.rows
         files = reference_place(config, self.model)
@@ -232,9 +248,10 @@ class Setup:
             frozen = Frozen(live, sharded=shard is not None, extra=shard or {})
             return Reference(as_lookup(live), lambda: live, none, identity, None, frozen)
         store = ReferenceStore(cache / "reference", identity)
-        lacking = len(store.missing(rows.all)) if rank() == 0 else 0
+        wanted, name = (rows.all, None) if part is None else (part.rows, part.name)
+        lacking = len(store.missing(wanted)) if rank() == 0 else 0
         with console.phase("reference", lacking, "rows") if lacking else nullcontext(lambda _: None) as advance:
-            counts = fill(store, rows.all, policy, token_budget=self.token_budget, advance=advance)
+            counts = fill(store, wanted, policy, token_budget=self.token_budget, advance=advance, shard=name)
         return Reference(_stored(store), again, counts, identity, store.folder)
 
     def _adapter_off(self, policy: Callable[[], Policy], usable: Scorer | None, identity: dict[str, Any]) -> Reference:

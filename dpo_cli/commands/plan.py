@@ -17,6 +17,7 @@ from dpo_cli.commands.rows import known_rows
 from dpo_cli.config import PlanConfig
 from dpo_cli.config_adapters import NewAdapterConfig
 from dpo_cli.config_folder import config_folder
+from dpo_cli.config_launch import LocalConfig, SlurmConfig
 from dpo_cli.errors import DpoError
 from dpo_cli.losses import Loss, make_loss
 from dpo_cli.model.activations import outline
@@ -197,21 +198,41 @@ def plan(config: PlanConfig, console: Console) -> Result:
 def _machine(config: PlanConfig) -> Machine:
     """The device that is named, or this machine's."""
     settings = config.plan
-    name, wanted = settings.device, config.launch.num_processes
+    name, (wanted, hosts) = settings.device, _processes(config)
     given = None if settings.memory_gib is None else settings.memory_gib * 2**30
-    count = 1 if wanted == "auto" else wanted
+    count = wanted or 1
     if name in NAMES:
         device = gpu(name)
-        return Machine(device, True, given or device.memory, count, settings.hosts, found=False)
+        return Machine(device, True, given or device.memory, count, hosts, found=False)
     if name not in ("auto", "cpu"):
         raise DpoError(f"plan.device={name}: expected auto, cpu or one of {', '.join(NAMES)}")
     found = detected_gpu() if name == "auto" else None
     if found is not None:
         device, there = found
-        processes = there if wanted == "auto" else wanted
-        return Machine(device, True, given or device.memory, processes, settings.hosts, found=True)
+        processes = wanted or there
+        return Machine(device, True, given or device.memory, processes, hosts, found=True)
     device = Device(processor() or "cpu", "", given or free_memory(), 0.0, 0.0)
-    return Machine(device, False, device.memory, count, settings.hosts, found=True)
+    return Machine(device, False, device.memory, count, hosts, found=True)
+
+
+def _processes(config: PlanConfig) -> tuple[int | None, int]:
+    """Processes of a machine (None = as many as it has GPUs), and machines.
+
+    Raises:
+        DpoError: if they are known where the run is launched only, or asked for twice.
+    """
+    launch, hosts = config.launch, config.plan.hosts
+    if isinstance(launch, LocalConfig):
+        return None if launch.num_processes == "auto" else launch.num_processes, hosts
+    if not isinstance(launch, SlurmConfig):
+        raise DpoError(
+            f"launch={launch.name} says nothing of how many processes there are: use plan.hosts and "
+            "launch.num_processes, which is per machine, without it"
+        )
+    if hosts != 1:
+        raise DpoError(f"plan.hosts={hosts} has no effect with launch=slurm: use launch.nodes")
+    wanted = launch.processes_per_node
+    return (launch.gpus_per_node or 1) if wanted == "auto" else wanted, launch.nodes
 
 
 def _precision(config: PlanConfig, machine: Machine) -> str:

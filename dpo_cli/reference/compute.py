@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ from dpo_cli.data.collate import flat_length
 from dpo_cli.data.plan import pack
 from dpo_cli.data.types import Group
 from dpo_cli.distributed import from_first, rank, wait_for_all, world_size
-from dpo_cli.errors import NumericsError
+from dpo_cli.errors import NumericsError, StorageError
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.score import score
 from dpo_cli.reference.store import Logps, ReferenceStore
@@ -42,6 +43,7 @@ def fill(
     *,
     token_budget: int,
     advance: Callable[[int], None] = lambda groups: None,
+    shard: str | None = None,
 ) -> ReferenceCounts:
     """Compute what the store lacks for ``groups``, shared out over the ranks. All ranks must call it.
 
@@ -53,9 +55,14 @@ def fill(
         load: gives the reference model; not called when nothing is missing.
         token_budget: per micro-batch.
         advance: told how many groups this rank has done since the last time.
+        shard: the name of a part that ``groups`` are; other parts may be computed meanwhile. None = they are all.
+
+    Raises:
+        NumericsError: if log-probs are not finite.
+        StorageError: if this rank does not see what the others have written.
     """
     seconds = 0.0
-    with store.lock() if rank() == 0 else nullcontext():
+    with store.lock(shard) if rank() == 0 else nullcontext():
         store.refresh()
         missing: list[int] = from_first(store.missing(groups))
         if missing:
@@ -68,6 +75,11 @@ def fill(
             seconds = time.perf_counter() - began
         wait_for_all()
     store.refresh()
+    if missing and world_size() > 1 and (unseen := store.missing(groups)):
+        raise StorageError(
+            f"{socket.gethostname()} does not see the log-probs of {len(unseen)} rows in {store.folder}, which other "
+            "ranks have written: reference.cache_dir must be on a file system that all machines share"
+        )
     total = sum(len(answer) for group in groups for answer in group.answers)
     computed = sum(len(answer) for index in missing for answer in groups[index].answers)
     return ReferenceCounts(tokens_computed=computed, tokens_read=max(0, total - computed), seconds=seconds)

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import safetensors.numpy
@@ -125,9 +126,14 @@ class ReferenceStore:
                 parts.append(logps[group.scored[number]] if group.scored else logps)
         return np.concatenate(parts)
 
-    def lock(self) -> FileLock:
-        """Held while missing log-probs are computed, so that two runs don't do the same work at once."""
-        return FileLock(self.folder / "computing.lock")
+    def lock(self, shard: str | None = None) -> FileLock:
+        """Held while missing log-probs are computed, so that two runs don't do the same work at once.
+
+        Args:
+            shard: of a part of the work only, named so.
+        """
+        part = "" if shard is None else f"-{shard.replace('/', '-of-')}"
+        return FileLock(self.folder / f"computing{part}.lock")
 
 
 def _read_chunk(path: Path) -> dict[bytes, Logps]:
@@ -142,7 +148,7 @@ def _read_chunk(path: Path) -> dict[bytes, Logps]:
 
 def _write(path: Path, data: bytes) -> None:
     """All of a file or none of it, whatever happens."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")  # several machines may share the folder
     try:
         with partial.open("wb") as file:
             file.write(data)

@@ -79,7 +79,8 @@ def test_a_run_holds_what_its_plan_says(
     place = runs.Place(tmp_path)
     runs.make_model(place.model, SHAPES[shape](), tokenizers.quickstart())
     runs.write_rows(place.train, runs.make_rows(rows))
-    words = [f"model.path={place.model}", f"data.path={place.train}", "tracker.mode=disabled", f"train.batch_size={rows // 2}"]
+    words = [f"model.path={place.model}", f"data.path={place.train}", "tracker.mode=disabled"]
+    words += [f"train.batch_size={rows // 2}"]
     words += [f"train.precision={precision}", f"engine.zero_stage={stage}", f"launch.num_processes={processes}"]
     words += [f"train.tokens_per_micro_batch={16 * rows}", f"run_dir={tmp_path / 'run'}"]
     train = composed("train", words, TrainConfig)

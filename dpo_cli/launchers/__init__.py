@@ -1,0 +1,1 @@
+"""Launchers beyond the processes of this machine, one module each."""

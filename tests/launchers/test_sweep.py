@@ -1,0 +1,284 @@
+"""Jobs side by side, each on its share of the machine; points that Optuna draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from dpo_cli import launch, sweep
+from dpo_cli.compose import run_command
+from dpo_cli.config import TrainConfig
+from dpo_cli.config_launch import SlurmConfig
+from dpo_cli.errors import DpoError, Preempted
+from dpo_cli.launchers import slurm
+from dpo_cli.launchers.apart import Ended
+from dpo_cli.sweep import Sweep
+
+GIVEN = ["model.path=m", "data.path=rows.jsonl", "data.eval=0.1", "train.eval_every=10"]
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    yield
+    GlobalHydra.instance().clear()
+
+
+class Jobs:
+    """Jobs that last as long as they are told to, and what they were given."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[TrainConfig, dict[str, str], Path | None]] = []
+        self.running = self.most = 0
+        self.codes: dict[int, int] = {}
+        self.looks = 2
+
+    def metric(self, config: TrainConfig) -> float:
+        """Best at 0.2."""
+        return 1.0 - abs(config.loss.beta - 0.2)
+
+    def end(self, config: TrainConfig, code: int) -> None:
+        run_dir = Path(str(config.run_dir))
+        run_dir.mkdir(parents=True, exist_ok=True)
+        status = {0: "done", 75: "preempted"}.get(code, "failed")
+        final = {"eval/rewards/accuracies": self.metric(config)}
+        OmegaConf.save(OmegaConf.create(config.model_dump(mode="json")), run_dir / "config.yaml")
+        (run_dir / "run.json").write_text(json.dumps({"status": status, "final": final}))
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
+    all_jobs = Jobs()
+
+    class Fake:
+        process = None
+
+        def __init__(self, command: str, config: TrainConfig, environment: dict[str, str], log: Path | None) -> None:
+            self.number, self.config, self.looks, self.stopped = len(all_jobs.started), config, 0, False
+            all_jobs.started.append((config, environment, log))
+            all_jobs.running += 1
+            all_jobs.most = max(all_jobs.most, all_jobs.running)
+
+        def stop(self) -> None:
+            self.stopped = True
+
+        def ended(self) -> Ended | None:
+            self.looks += 1
+            lines = [{"step": 0, "eval/rewards/accuracies": 0.5}]
+            lines += [
+                {"step": 10 * n, "eval/rewards/accuracies": all_jobs.metric(self.config)} for n in range(1, self.looks)
+            ]
+            run_dir = Path(str(self.config.run_dir))
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            if not self.stopped and self.looks < all_jobs.looks:
+                return None
+            all_jobs.running -= 1
+            code = 75 if self.stopped else all_jobs.codes.get(self.number, 0)
+            all_jobs.end(self.config, code)
+            return Ended(code, "dpo: it went wrong" if code else "")
+
+    monkeypatch.setattr(sweep, "Apart", Fake)
+    return all_jobs
+
+
+@pytest.fixture(scope="module")
+def base() -> TrainConfig:
+    """What GIVEN comes to; composed once, as Hydra takes its time."""
+    found: list[TrainConfig] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "run_once", lambda command, config: found.append(config) or 0)
+        assert run_command("train", GIVEN) == 0
+    return found[0]
+
+
+def with_changes(base: TrainConfig, words: Sequence[str]) -> TrainConfig:
+    """What a few words would change."""
+    config = base
+    for word in words:
+        key, _, value = word.partition("=")
+        section, _, name = key.partition(".")
+        if name:
+            changed = getattr(config, section).model_copy(update={name: yaml.safe_load(value)})
+            config = config.model_copy(update={section: changed})
+    return config
+
+
+def run_grid(base: TrainConfig, betas: Sequence[float], parallel: int = 1, run_dir: str = "all") -> int:
+    found = Sweep([f"loss.beta={','.join(map(str, betas))}", f"run_dir={run_dir}"])
+    for beta in betas:
+        found.add(with_changes(base, [f"loss.beta={beta}"]), [f"loss.beta={beta}", f"run_dir={run_dir}"])
+    found.run(found.grid, parallel)
+    return found.finish()
+
+
+def test_no_more_run_at_a_time_than_were_asked_for(
+    jobs: Jobs, base: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs.codes = {1: 76}
+    betas = [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert run_grid(base, betas, 2) == 76
+    assert jobs.most == 2
+    assert [config.loss.beta for config, _, _ in jobs.started] == betas
+    assert {str(log) for _, _, log in jobs.started} == {f"all/loss.beta=0.{n}.log" for n in range(1, 6)}
+    said = capsys.readouterr()
+    assert "loss.beta=0.2: failed with exit code 76" in said.err
+    assert said.out.count("done") == 4
+    # Again: only what is missing.
+    jobs.codes = {}
+    assert run_grid(base, betas, 2) == 0
+    assert [config.loss.beta for config, _, _ in jobs.started[5:]] == [0.2]
+
+
+def test_one_at_a_time_speaks_on_the_screen(jobs: Jobs, base: TrainConfig) -> None:
+    assert run_grid(base, [0.1, 0.2]) == 0
+    assert jobs.most == 1
+    assert [log for _, _, log in jobs.started] == [None, None]
+    assert [environment for _, environment, _ in jobs.started] == [{"DPO_SWEEP": "1"}] * 2
+
+
+def test_gpus_and_cores_are_shared_out(jobs: Jobs, base: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "devices", lambda none: 4)
+    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert run_grid(base, [0.1, 0.2], 2) == 0
+    given = [environment for _, environment, _ in jobs.started]
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in given] == ["4,5", "6,7"]
+    assert [own["OMP_NUM_THREADS"] for own in given] == ["4", "4"]  # 16 cores, 2 jobs of 2 processes
+    with pytest.raises(DpoError, match=r"sweep.parallel=5: there are 4 GPUs"):
+        run_grid(base, [0.1, 0.2], 5, "other")
+
+
+def test_a_job_that_was_stopped_ends_the_sweep(jobs: Jobs, base: TrainConfig) -> None:
+    jobs.codes = {0: 75}
+    with pytest.raises(Preempted, match="the same command goes on"):
+        run_grid(base, [0.1, 0.2, 0.3])
+    assert len(jobs.started) == 1
+
+
+def test_each_point_is_submitted_to_slurm(
+    jobs: Jobs, base: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep.slurm, "submit", lambda command, config: slurm.Job(Path("job.sh"), "%j.log", "12"))
+    on_slurm = base.model_copy(update={"launch": SlurmConfig.model_construct(name="slurm")})
+    assert run_grid(on_slurm, [0.1, 0.2]) == 0
+    assert jobs.started == []
+    assert capsys.readouterr().out.count("job 12") == 2
+
+
+# -- smart sweeps
+
+
+def smart(base: TrainConfig, *words: str) -> str:
+    """Run one; returns what it says of the best."""
+    pytest.importorskip("optuna")
+    from dpo_cli.smart_sweep import Trials
+
+    words = ("loss.beta=interval(0.01, 1.0)", "run_dir=smart", *words)
+    found = Sweep(words)
+    trials = Trials(words, found, lambda point: with_changes(base, point))
+    found.run(trials, trials.settings.parallel)
+    assert found.finish(trials.best()) == 0
+    return trials.best()
+
+
+def test_optuna_finds_the_best_of_a_line(jobs: Jobs, base: TrainConfig) -> None:
+    best = smart(base, "sweep.sampler=tpe", "sweep.trials=15")
+    betas = [config.loss.beta for config, _, _ in jobs.started]
+    assert len(set(betas)) == 15
+    assert min(abs(beta - 0.2) for beta in betas) < 0.05
+    assert f"(loss.beta={min(betas, key=lambda beta: abs(beta - 0.2))!r})" in best
+
+
+def test_a_smart_sweep_goes_on_with_its_study(jobs: Jobs, base: TrainConfig) -> None:
+    words = ("sweep.sampler=random", "sweep.trials=5")
+    jobs.codes = {2: 75}
+    with pytest.raises(Preempted):
+        smart(base, *words)
+    stopped = jobs.started[-1][0]
+    jobs.codes = {}
+    smart(base, *words)
+    assert len(jobs.started) == 6
+    assert jobs.started[3][0].loss.beta == stopped.loss.beta  # the one that was stopped, in its own folder
+    assert jobs.started[3][0].run_dir == stopped.run_dir
+    assert len({config.loss.beta for config, _, _ in jobs.started}) == 5
+    smart(base, *words)
+    assert len(jobs.started) == 6
+
+
+def test_bad_runs_are_stopped(jobs: Jobs, base: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    """They have evaluations at 10, 20, ... like the others, and are worse than half of them there."""
+    jobs.looks = 6
+    smart(base, "sweep.sampler=random", "sweep.trials=12", "sweep.prune=true", "sweep.warmup_trials=3")
+    said = capsys.readouterr()
+    pruned = [line.partition(":")[0] for line in said.err.splitlines() if "does worse than half" in line]
+    assert 0 < len(pruned) < 12
+    metrics = [jobs.metric(config) for config, _, _ in jobs.started]
+    numbers = [int(name.partition(",")[0]) for name in pruned]
+    assert min(numbers) >= 3
+    for number in numbers:
+        earlier = sorted(metrics[n] for n in range(number) if n not in numbers)
+        assert metrics[number] < earlier[len(earlier) // 2]
+
+
+def train(*words: str) -> int:
+    return run_command("train", ["-m", *GIVEN, *words])
+
+
+def test_hydras_name_for_it_means_ours(jobs: Jobs, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    assert train("hydra/sweeper=optuna", "sweep.trials=1", "loss.beta=interval(0.1, 0.2)", "loss=dpo,ipo") == 0
+    (config,) = [config for config, _, _ in jobs.started]
+    assert 0.1 <= config.loss.beta <= 0.2
+    assert "in trial 0 (loss.beta=" in capsys.readouterr().out
+    assert len(list(Path("runs").glob("sweep-train-*/optuna.jsonl"))) == 1
+
+
+def test_a_range_has_no_points() -> None:
+    with pytest.raises(DpoError, match=r"loss.beta=interval\(0.1,0.2\) has no points.*sweep.sampler=tpe"):
+        train("loss.beta=interval(0.1,0.2)")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["sweep.sampler=tpe", "loss.beta=interval(1, 0.1)"], "expected interval"),
+        (["sweep.sampler=tpe", "loss.beta=tag(log, interval(0, 0.1))"], "above 0"),
+        (["sweep.sampler=tpe", "loss.beta=0.1"], "needs something to draw"),
+        (["sweep.sampler=tpe", "loss.beta=0.1,0.2", "launch=slurm"], "waits for its runs"),
+        (["sweep.sampler=tpe", "loss.beta=0.1,0.2", "data.eval=null", "train.eval_every=null"], "needs held-out rows"),
+    ],
+)
+def test_what_can_not_be_drawn_is_said(words: list[str], says: str, jobs: Jobs) -> None:
+    pytest.importorskip("optuna")
+    with pytest.raises(DpoError, match=says):
+        train(*words)
+    assert jobs.started == []
+
+
+def test_a_range_is_whole_where_it_is_written_so() -> None:
+    pytest.importorskip("optuna")
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    from dpo_cli.smart_sweep import _distribution
+
+    expected: dict[str, Any] = {
+        "a=interval(0.1, 2)": FloatDistribution(0.1, 2.0),
+        "a=tag(log, interval(1e-6, 1e-4))": FloatDistribution(1e-6, 1e-4, log=True),
+        "a=int(interval(1, 8))": IntDistribution(1, 8),
+        "a=range(8, 33, 8)": IntDistribution(8, 32, step=8),
+        "a=dpo,ipo": CategoricalDistribution(["dpo", "ipo"]),
+        "a=choice(1, 2.5)": CategoricalDistribution(["1", "2.5"]),
+    }
+    for text, distribution in expected.items():
+        assert _distribution(OverridesParser.create().parse_override(text)) == distribution, text
