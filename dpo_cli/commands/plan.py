@@ -160,7 +160,6 @@ def prepare(config: PlanConfig, console: Console) -> Prepared:
         quantization=quantization,
         reference=lambda stage: _reference(config, loss, stage),
         saves_moments=config.train.save_every is not None,
-        can_checkpoint=hasattr(config.train, "activation_checkpointing"),
     )
     room = room_on(machine.device, machine.memory, config.plan.headroom, machine.processes, gpu=machine.gpu)
     return Prepared(run, loss, machine, _choice(config, machine), room)
@@ -273,7 +272,7 @@ def _choice(config: PlanConfig, machine: Machine) -> Choice:
         hosts=machine.hosts,
         budget=budget if budget != "auto" else TOKENS["cuda" if machine.gpu else "cpu"],
         optimizer=config.optim.name,
-        checkpointing=getattr(config.train, "activation_checkpointing", "none"),
+        checkpointing=config.train.activation_checkpointing,
     )
 
 
@@ -297,7 +296,7 @@ def _costs(config: PlanConfig, machine: Machine, batches: Any, loss: Loss, preci
         passes = 1.0 if config.reference.mode == "cached" else float(config.train.epochs)
     reference = passes * batches.reference_flops
     # Work that is done again counts in the time and not in the share.
-    again = {"none": 1.0, "selective": 1.05, "full": 4 / 3}[getattr(config.train, "activation_checkpointing", "none")]
+    again = {"none": 1.0, "selective": 1.05, "full": 4 / 3}[config.train.activation_checkpointing]
     if machine.gpu:
         peak: float | None = machine.device.peak(precision) * machine.processes * machine.hosts or None
     else:

@@ -76,8 +76,6 @@ class Run:
     reference: Callable[[int], Any]
     """The kind of reference at a ZeRO stage."""
     saves_moments: bool
-    can_checkpoint: bool
-    """Whether there is a key for it."""
 
     @cached_property
     def _counted(self) -> Callable[[int, int], tuple[Batches, Activations]]:
@@ -191,7 +189,7 @@ def _changes(run: Run, choice: Choice, *, gpu: bool) -> Iterator[Choice]:
     small = {"adamw": "paged_adamw_32bit"}.get(choice.optimizer) if gpu else None
     optimizers = [choice.optimizer, *([small] if small else [])]
     kinds: list[Checkpointing] = ["none", "selective", "full"]
-    kinds = kinds[kinds.index(choice.checkpointing) :] if run.can_checkpoint else [choice.checkpointing]
+    kinds = kinds[kinds.index(choice.checkpointing) :]
     budgets = [choice.budget]
     least = max(_SMALLEST_BUDGET if gpu else 256, run.source.longest if run.source.assumed and gpu else 0)
     while budgets[-1] // 2 >= least:
