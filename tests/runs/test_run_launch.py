@@ -183,7 +183,7 @@ def test_a_job_of_slurms_is_preempted_and_goes_on_by_itself(
     cluster.ask("scancel", "--batch", "--signal=USR2", job[1])
     cluster.wait(job[1], "PENDING")
     assert record(run_dir)["status"] == "preempted"
-    cluster.ask("scontrol", "update", f"JobId={job[1]}", "StartTime=now")
+    cluster.start_now(job[1])
     assert cluster.wait(job[1], "COMPLETED", "FAILED", seconds=240) == "COMPLETED", log.read_text()
     assert "going on from" in log.read_text()
     assert_same_curve(run_dir, whole, 1e-5)
