@@ -60,8 +60,8 @@ def composed(name: str, words: list[str], schema: Any) -> Any:
     return read_config(tree, schema)
 
 
-# Each shape and each stage, and not all with all: a run takes several seconds. In bf16 it takes minutes where the CPU has
-# no units for it; what is kept in bf16 is compared in tests/model/test_activations.py.
+# Each shape and each stage, and not all with all: a run takes several seconds. In bf16 it takes minutes where the CPU
+# has no units for it; what is kept in bf16 is compared in tests/model/test_activations.py.
 @pytest.mark.parametrize(("shape", "stage", "processes"), [("wide", 0, 1), ("deep", 2, 2), ("many words", 3, 2)])
 def test_a_run_holds_what_its_plan_says(
     shape: str, stage: int, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
