@@ -60,29 +60,20 @@ def composed(name: str, words: list[str], schema: Any) -> Any:
     return read_config(tree, schema)
 
 
-# Each shape, each stage and each number format, and not all with all: a run takes several seconds. Few rows in bf16,
-# which is very slow where the CPU has no units for it.
-@pytest.mark.parametrize(
-    ("shape", "stage", "processes", "precision", "rows"),
-    [
-        ("wide", 0, 1, "fp32", 16),
-        ("wide", 0, 1, "bf16", 4),
-        ("deep", 2, 2, "fp32", 16),
-        ("many words", 3, 2, "fp32", 16),
-    ],
-)
+# Each shape and each stage, and not all with all: a run takes several seconds. In bf16 it takes minutes where the CPU
+# has no units for it; what is kept in bf16 is compared in tests/model/test_activations.py.
+@pytest.mark.parametrize(("shape", "stage", "processes"), [("wide", 0, 1), ("deep", 2, 2), ("many words", 3, 2)])
 def test_a_run_holds_what_its_plan_says(
-    shape: str, stage: int, processes: int, precision: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shape: str, stage: int, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The most that the fullest process ever held, beyond what it held before there was a model."""
     monkeypatch.setenv("DPO_CACHE", str(tmp_path / "cache"))
     place = runs.Place(tmp_path)
     runs.make_model(place.model, SHAPES[shape](), tokenizers.quickstart())
-    runs.write_rows(place.train, runs.make_rows(rows))
-    words = [f"model.path={place.model}", f"data.path={place.train}", "tracker.mode=disabled"]
-    words += [f"train.batch_size={rows // 2}"]
-    words += [f"train.precision={precision}", f"engine.zero_stage={stage}", f"launch.num_processes={processes}"]
-    words += [f"train.tokens_per_micro_batch={16 * rows}", f"run_dir={tmp_path / 'run'}"]
+    runs.write_rows(place.train, runs.make_rows(16))
+    words = [f"model.path={place.model}", f"data.path={place.train}", "tracker.mode=disabled", "train.batch_size=8"]
+    words += ["train.precision=fp32", f"engine.zero_stage={stage}", f"launch.num_processes={processes}"]
+    words += ["train.tokens_per_micro_batch=256", f"run_dir={tmp_path / 'run'}"]
     train = composed("train", words, TrainConfig)
     measured = train_and_measure(train, processes, tmp_path / "cache")
     assert runs.record(tmp_path / "run")["status"] == "done"
