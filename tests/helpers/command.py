@@ -13,10 +13,15 @@ from pathlib import Path
 # One thread: two OpenMP teams on shared cores are far slower than two threads.
 QUIET = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What DeepSpeed leaves in a process's environment when a test starts it there."""
+
 
 def environment(cache: Path, **changes: str) -> dict[str, str]:
     """This process's, without what a user's shell may say about ``dpo``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DPO_", "WANDB_", "HYDRA_"))}
+    for name in RANKS:
+        kept.pop(name, None)
     return {**kept, **QUIET, "DPO_CACHE": str(cache), **changes}
 
 

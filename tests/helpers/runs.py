@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from helpers import forks, tokenizers
+from helpers.command import RANKS
 
 DROPOUT = 0.1
 """Of the tiny model's attention: to be off in training, and back in what is exported."""
@@ -101,6 +102,8 @@ class Place:
             cwd: where it is run.
         """
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "DPO", "HF_"))}
+        for name in RANKS:
+            environment.pop(name, None)
         environment |= {**forks.FIXED, "DPO_CACHE": str(cache or self.root / "cache")}
         words = [command, *(f"{key}={'null' if value is None else value}" for key, value in arguments.items()), *flags]
         if fault is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +55,16 @@ def planned(*words: str) -> Result:
 )
 def test_a_recipe_fits_where_its_authors_ran_it(recipe: str, device: str, count: int) -> None:
     """With activation checkpointing, as they did."""
-    words = [f"+experiment={recipe}", f"plan.device={device}", f"launch.num_processes={count}"]
-    prepared = prepare(configured(*words), Console(silent=True))
-    found = prepared.run.look(replace(prepared.choice, checkpointing="full"), prepared.room, gpu=True)
-    assert found.fits
-    assert found.estimate.peak.total > 0.2 * prepared.room  # and is no small matter
-    # Without, the default of tokens in a micro-batch is too many, and half or a quarter of it is not.
-    alone = planned(*words)
+    found = planned(f"+experiment={recipe}", f"plan.device={device}", f"launch.num_processes={count}")
+    assert found.chosen.fits
+    assert found.chosen.estimate.peak.total > 0.2 * found.room  # and is no small matter
+    assert found.fix is None
+
+
+def test_without_checkpointing_it_is_what_is_proposed() -> None:
+    """The default of tokens in a micro-batch is too many then, and half or a quarter of it is not."""
+    words = ["+experiment=zephyr", "plan.device=a100_80gb", "launch.num_processes=8"]
+    alone = planned(*words, "train.activation_checkpointing=none")
     assert not alone.chosen.fits
     assert alone.fix is not None
     assert alone.fix.fits
@@ -76,7 +78,8 @@ def test_without_sharing_zephyr_does_not_fit() -> None:
     assert {one.choice.zero_stage for one in result.stages} == {0, 1, 2, 3}
     assert result.fix is not None
     assert result.fix.estimate.peak.total < result.room
-    assert result.fix.choice.processes > 1 or result.fix.choice.offload != "none"
+    away = result.fix.choice.offload != "none" or result.fix.choice.optimizer.startswith("paged_")
+    assert result.fix.choice.processes > 1 or away
     assert result.smallest["h200"] <= result.smallest["h100"]
 
 
@@ -84,7 +87,8 @@ def test_tulu_70b_trains_on_64_gpus_and_does_not_start_there() -> None:
     """An update fits; but all weights lie on each device before ZeRO 3 shares them out, and that does not."""
     words = ["+experiment=tulu3_70b", "plan.device=h100", "launch.num_processes=8", "plan.hosts=8"]
     prepared = prepare(configured(*words), Console(silent=True))
-    found = prepared.run.look(replace(prepared.choice, checkpointing="full"), prepared.room, gpu=True)
+    assert prepared.choice.checkpointing == "full"
+    found = prepared.run.look(prepared.choice, prepared.room, gpu=True)
     assert prepared.run.shape.weights == 70_553_837_568
     assert prepared.choice.world_size == 64
     assert max(found.estimate.backward.total, found.estimate.step.total) < prepared.room
@@ -110,6 +114,7 @@ def test_512_gpus_hold_a_512th_each_and_it_is_said_in_seconds() -> None:
 
 def test_time_is_work_over_what_the_devices_make_of_it() -> None:
     words = ["+experiment=zephyr", "plan.device=h100", "launch.num_processes=8", "plan.mfu=0.25"]
+    words += ["train.activation_checkpointing=none"]  # or a third of it is made again
     costs, batches = planned(*words).costs, planned(*words).batches
     assert costs.hours == pytest.approx((costs.update_flops + costs.reference_flops) / (8 * 989e12 * 0.25) / 3600)
     # By hand: 6 x weights outside the embeddings for each of 200 + 2 x 299 tokens; attention and what is not read off
@@ -182,7 +187,7 @@ def test_a_control_groups_limit_counts(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_what_does_not_fit_is_said_first_with_the_command_that_does(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "+experiment=zephyr", "plan.device=h100", "launch.num_processes=2"]) == 0
+    assert main(["plan", "+experiment=zephyr", "plan.device=h100", "launch.num_processes=1"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("does not fit: ")
     (command,) = [line.strip() for line in out.splitlines() if line.strip().startswith("dpo train ")]
