@@ -21,10 +21,10 @@ install: $(VENV)/.installed ## install into .venv what running needs
 
 install-dev: $(VENV)/.installed-dev ## install into .venv what developing and testing need as well
 
-test: install-dev ## install and run the tests (under 5 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n $(WORKERS)
-
 # Neighbouring tests stay on one worker, which makes what they share once.
+test: install-dev ## install and run the tests (under 5 minutes on 2 cores)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
 test-slow: install-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
 

@@ -75,12 +75,12 @@ def check(folder: Path, world: int, clip: float | None, first: int = 0, optimize
 
 RUNS = [
     (0, 1, case.CLIP),
-    (2, 1, case.CLIP),
     (2, 2, case.CLIP),
     (3, 2, case.CLIP),
     *(
         pytest.param(stage, world, clip, marks=pytest.mark.slow)
         for stage, world, clip in [
+            (2, 1, case.CLIP),
             (0, 2, case.CLIP),
             (1, 1, case.CLIP),
             (1, 2, case.CLIP),
@@ -108,10 +108,10 @@ def test_the_plain_run_is_a_demanding_one() -> None:
 
 MOVES = [
     ((3, 2), (2, 1)),
-    ((0, 1), (3, 2)),
     *(
         pytest.param(before, after, marks=pytest.mark.slow)
         for before, after in [
+            ((0, 1), (3, 2)),
             ((2, 2), (0, 1)),
             ((2, 2), (1, 2)),
             ((0, 1), (1, 1)),
@@ -144,10 +144,9 @@ def assert_same(found: Path, expected: Path) -> None:
 
 
 OTHERS = [
-    ("rmsprop", 2, 2),
     *(
         pytest.param("rmsprop", stage, world, marks=pytest.mark.slow)
-        for stage, world in [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (3, 1), (3, 2)]
+        for stage, world in [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
     ),
     *(
         pytest.param("paged_adamw_32bit", stage, world, marks=[pytest.mark.slow, BITSANDBYTES])
@@ -163,10 +162,9 @@ def test_another_optimizer_follows_its_plain_original(whole_run, optimizer: str,
 
 
 OTHER_MOVES = [
-    ("rmsprop", (2, 2), (0, 1)),
     *(
         pytest.param("rmsprop", before, after, marks=pytest.mark.slow)
-        for before, after in [((0, 1), (3, 2)), ((3, 1), (2, 2)), ((0, 2), (1, 2))]
+        for before, after in [((2, 2), (0, 1)), ((0, 1), (3, 2)), ((3, 1), (2, 2)), ((0, 2), (1, 2))]
     ),
     *(
         pytest.param("paged_adamw_32bit", before, after, marks=[pytest.mark.slow, BITSANDBYTES])

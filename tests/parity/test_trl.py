@@ -29,6 +29,8 @@ from parity.trl_runs import (
 REAL_DATA, REAL_MODEL = os.environ.get("DPO_TEST_DATA", ""), os.environ.get("DPO_TEST_MODEL", "")
 EPOCHS = 2
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -104,7 +106,6 @@ def test_label_smoothing_changes_the_run(both: dict[str, Both]) -> None:
     assert abs(last[0]["loss"] - last[1]["loss"]) > 100 * TOLERANCE
 
 
-@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.skipif(not (REAL_DATA and REAL_MODEL), reason="DPO_TEST_DATA and DPO_TEST_MODEL are not set")
 def test_a_real_model_on_real_preferences(tmp_path: Path) -> None:
