@@ -48,7 +48,7 @@ def load_tokenizer(path: str, revision: str | None, *, name: str | None = None) 
     _check_folder(path, name)
     files = find_files(path, revision, name=name)
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision)
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         if files.path != path:  # an adapter without a tokenizer of its own
             return load_tokenizer(files.path, files.revision, name=f"{name} on {files.path}")
@@ -82,7 +82,7 @@ def load_model(
     name = name or f"model.path={path}"
     _check_folder(path, name)
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise DpoError(f"{name} is not a model: {_first_line(error)}") from None
     dropout = switch_off_dropout(config)
@@ -155,6 +155,7 @@ def _build(
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # found out below, with a message of ours
             output_loading_info=True,
             **options,

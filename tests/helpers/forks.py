@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -35,17 +36,36 @@ def run(
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        job = {
-            "words": list(words),
-            "environment": dict(environment),
-            "cwd": str(cwd),
-            "out": str(out),
-            "err": str(err),
-        }
-        code = _server(os.getpid()).ask(job | {"timeout": timeout})
-        if code is None:
+        job = {"script": None, "words": list(words), "environment": dict(environment), "cwd": str(cwd)}
+        codes = _server(os.getpid()).ask([job | {"out": str(out), "err": str(err)}], timeout)
+        if codes is None:
             raise TimeoutError(f"dpo {' '.join(words)}: {timeout} s\n{err.read_text()}")
-        return code, out.read_text(), err.read_text()
+        return codes[0], out.read_text(), err.read_text()
+
+
+def run_script(
+    script: Path, words: Sequence[str], environments: Sequence[tuple[Mapping[str, str], Path]], *, timeout: float = 240
+) -> list[int]:
+    """A script in several forks at a time: their exit codes. Nothing of them is left running.
+
+    Args:
+        script: run as the main program.
+        words: its arguments.
+        environments: of each fork, with the file for all it says.
+        timeout: seconds.
+
+    Raises:
+        TimeoutError: if one took longer.
+    """
+    jobs = [
+        {"script": str(script), "words": list(words), "environment": dict(own), "cwd": os.getcwd()}
+        | {"out": str(log), "err": str(log)}
+        for own, log in environments
+    ]
+    codes = _server(os.getpid()).ask(jobs, timeout)
+    if codes is None:
+        raise TimeoutError(f"{script}: {timeout} s\n" + "\n".join(log.read_text()[-3000:] for _, log in environments))
+    return codes
 
 
 class _Server:
@@ -59,12 +79,12 @@ class _Server:
         )
         atexit.register(self.stop)
 
-    def ask(self, job: Mapping[str, Any]) -> int | None:
-        """The exit code; None = it took too long."""
+    def ask(self, jobs: Sequence[Mapping[str, Any]], timeout: float) -> list[int] | None:
+        """The exit codes; None = one took too long."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps(job), file=self._process.stdin, flush=True)
-        answer: int | None = json.loads(self._process.stdout.readline())
+        print(json.dumps([timeout, list(jobs)]), file=self._process.stdin, flush=True)
+        answer: list[int] | None = json.loads(self._process.stdout.readline())
         return answer
 
     def stop(self) -> None:
@@ -86,31 +106,38 @@ def _serve() -> None:
         __import__(name)
     channel = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
-        job = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _become(job)
-        print(json.dumps(_wait(child, job["timeout"])), file=channel, flush=True)
+        timeout, jobs = json.loads(line)
+        children = []
+        for job in jobs:
+            child = os.fork()
+            if child == 0:
+                _become(job)
+            children.append(child)
+        print(json.dumps(_wait(children, timeout)), file=channel, flush=True)
 
 
-def _wait(child: int, timeout: float) -> int | None:
+def _wait(children: Sequence[int], timeout: float) -> list[int] | None:
     def too_long(number: int, frame: Any) -> None:
         raise TimeoutError
 
     signal.signal(signal.SIGALRM, too_long)
     signal.setitimer(signal.ITIMER_REAL, timeout)
+    codes = []
     try:
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
+        for child in children:
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     except TimeoutError:
-        code = None
+        pass
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        with suppress(ProcessLookupError):  # its ranks, and itself
-            os.killpg(child, signal.SIGKILL)
-    if code is None:
+        for child in children:
+            with suppress(ProcessLookupError):  # what it has started, and itself
+                os.killpg(child, signal.SIGKILL)
+    if len(codes) == len(children):
+        return codes
+    for child in children[len(codes) :]:
         os.waitpid(child, 0)
-    return code
+    return None
 
 
 def _become(job: Mapping[str, Any]) -> None:
@@ -125,10 +152,16 @@ def _become(job: Mapping[str, Any]) -> None:
         os.environ.clear()
         os.environ.update(job["environment"])
         for number, place in ((0, os.devnull), (1, job["out"]), (2, job["err"])):
-            opened = os.open(place, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT)
+            opened = os.open(place, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(opened, number)
         try:
-            code = main(job["words"])
+            if job["script"] is None:
+                code = main(job["words"])
+            else:
+                sys.path[:0] = [str(Path(job["script"]).parent), str(Path(__file__).parents[1])]
+                sys.argv = [job["script"], *job["words"]]
+                runpy.run_path(job["script"], run_name="__main__")
+                code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         atexit._run_exitfuncs()

@@ -1,0 +1,67 @@
+"""What is read of a model's folder is data."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import runs, tokenizers
+
+from dpo_cli.errors import DpoError
+from dpo_cli.model.load import load_model, load_tokenizer
+
+
+class _Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.file,))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return runs.make_model(tmp_path / "model", runs.llama(), tokenizers.quickstart())
+
+
+def load(folder: Path) -> Any:
+    return load_model(str(folder), None, vocabulary=10, attention="auto")
+
+
+def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Touch(tmp_path / "ran")))
+    with pytest.raises(DpoError, match="its weights could not be loaded"):
+        load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_code_beside_a_model_is_not_run(folder: Path, tmp_path: Path, known: bool) -> None:
+    """A family that transformers knows is built by its own code, another one refused, and nobody is asked."""
+    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    names = {
+        "AutoConfig": "evil.Config",
+        "AutoModelForCausalLM": "evil.Model",
+        "AutoTokenizer": ["evil.Tokenizer", None],
+    }
+    for file in ("config.json", "tokenizer_config.json"):
+        content = json.loads((folder / file).read_text())
+        content["auto_map"] = names
+        if not known and file == "config.json":
+            content["model_type"] = "evil"
+        if not known and file == "tokenizer_config.json":
+            content["tokenizer_class"] = "EvilTokenizer"
+        (folder / file).write_text(json.dumps(content))
+    if known:
+        assert load(folder).model.config.model_type == "llama"
+        load_tokenizer(str(folder), None)
+    else:
+        with pytest.raises(DpoError, match="is not a model"):
+            load(folder)
+    assert not (tmp_path / "ran").exists()
