@@ -142,6 +142,7 @@ def _wait(children: Sequence[int], timeout: float) -> list[int] | None:
 
 def _become(job: Mapping[str, Any]) -> None:
     """Turn a fork into the command; does not return."""
+    from dpo_cli import launch
     from dpo_cli.cli import main
 
     code = 1
@@ -156,6 +157,7 @@ def _become(job: Mapping[str, Any]) -> None:
             os.dup2(opened, number)
         try:
             if job["script"] is None:
+                launch.subprocess = _Processes()  # type: ignore[assignment]
                 code = main(job["words"])
             else:
                 sys.path[:0] = [str(Path(job["script"]).parent), str(Path(__file__).parents[1])]
@@ -173,6 +175,56 @@ def _become(job: Mapping[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+class _Rank:
+    """What ``subprocess.Popen`` gives, of a rank that is a fork of the command."""
+
+    def __init__(self, words: Sequence[str], env: Mapping[str, str]) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                from dpo_cli.cli import main
+
+                os.environ.clear()
+                os.environ.update(env)
+                code = main(words)
+                atexit._run_exitfuncs()
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class _Processes:
+    """Stands for ``subprocess`` in ``dpo_cli.launch``, whose ranks have imported everything as well."""
+
+    def Popen(self, words: Sequence[str], **options: Any) -> Any:  # noqa: N802 (subprocess's own name)
+        if list(words[1:4]) == ["-m", "dpo_cli", "_rank"]:
+            return _Rank(words[3:], options["env"])
+        return subprocess.Popen(words, **options)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,13 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    ("recipe", "file", "wanted"),
+    ("recipe", "file", "wanted", "held_out"),
     # auto: bf16, but where the CPU has no units for it: there it would take a hundred times as long.
-    [("smollm2_hh", "hh_harmless.jsonl.gz", "fp32"), ("smollm2_chat", "dpo_en_demo.json", "auto")],
+    [("smollm2_hh", "hh_harmless.jsonl.gz", "fp32", 0.005), ("smollm2_chat", "dpo_en_demo.json", "auto", 0.03)],
 )
-def test_a_recipe_trains_evaluates_and_leaves_a_model(recipe: str, file: str, wanted: str, tmp_path: Path) -> None:
+def test_a_recipe_trains_evaluates_and_leaves_a_model(
+    recipe: str, file: str, wanted: str, held_out: float, tmp_path: Path
+) -> None:
     small = [
         "data.limit=12",
         "data.max_length=256",
@@ -34,7 +36,13 @@ def test_a_recipe_trains_evaluates_and_leaves_a_model(recipe: str, file: str, wa
         "train.eval_every=null",
         "optim.warmup_ratio=0",
     ]
-    words = [f"+experiment={recipe}", f"model.path={MODEL}", f"data.path={DATA}/{file}", "data.eval=0.05", *small]
+    words = [
+        f"+experiment={recipe}",
+        f"model.path={MODEL}",
+        f"data.path={DATA}/{file}",
+        f"data.eval={held_out}",
+        *small,
+    ]
     ended = dpo("train", *words, f"train.precision={wanted}", "run_dir=run", cwd=tmp_path, timeout=550)
     assert ended.returncode == 0, ended.stderr
     run = tmp_path / "run"
