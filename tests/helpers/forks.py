@@ -191,13 +191,12 @@ class _Rank:
                 os.environ.clear()
                 os.environ.update(env)
                 code = main(words)
-                atexit._run_exitfuncs()
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else int(end.code is not None)
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
-                os._exit(code)
+                os._exit(code)  # what the command is to do at its own end, such as to remove its folder, is not done
 
     def poll(self) -> int | None:
         if self.returncode is None:
