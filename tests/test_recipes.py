@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 
 import pytest
 from helpers import runs, tokenizers
+from helpers.configs import composed
 from helpers.runs import Place
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig, SmolLM3Config
 
 from dpo_cli import sweep
-from dpo_cli.compose import _register_resolvers, config_folder, run_command
-from dpo_cli.config import TrainConfig, read_config
+from dpo_cli.compose import config_folder, run_command
+from dpo_cli.config import TrainConfig
 from dpo_cli.launchers.apart import Ended
 
 FILES = {file.stem: file for file in sorted((config_folder() / "experiment").glob("*.yaml"))}
@@ -35,13 +34,8 @@ def _fresh_hydra() -> Iterator[None]:
 
 def config_of(name: str) -> TrainConfig:
     """What ``+experiment=NAME`` comes to."""
-    _register_resolvers()
-    with initialize_config_dir(str(config_folder()), version_base=None):
-        given = ["data.path=rows.json"] if name == "smollm2_chat" else []
-        tree = OmegaConf.to_container(compose("train", [f"+experiment={name}", *given]), resolve=True)
-    assert isinstance(tree, dict)
-    tree.pop("hydra", None)
-    return read_config(tree, TrainConfig)
+    given = ["data.path=rows.json"] if name == "smollm2_chat" else []
+    return composed("train", [f"+experiment={name}", *given])
 
 
 def header_of(name: str) -> str:

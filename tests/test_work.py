@@ -14,17 +14,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import loss_cases, runs, tokenizers
+from helpers.configs import composed
 from helpers.families import build
 from helpers.work import Meter, Work, held_by, metered
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 from dpo_cli import distributed
 from dpo_cli.commands import hooks, parts, train
-from dpo_cli.compose import config_folder
-from dpo_cli.config import TrainConfig, read_config
 from dpo_cli.data.collate import collate, flat_length
 from dpo_cli.data.kinds import mismatch
 from dpo_cli.data.plan import Plan
@@ -263,13 +260,6 @@ def test_scoring_holds_the_logits_once_and_no_activations() -> None:
 EPOCHS = 2
 
 
-def config_of(overrides: list[str]) -> TrainConfig:
-    with initialize_config_dir(str(config_folder()), version_base=None):
-        tree = OmegaConf.to_container(compose("train", overrides), resolve=True)
-    assert isinstance(tree, dict)
-    return read_config({str(key): value for key, value in tree.items() if key != "hydra"}, TrainConfig)
-
-
 class Runs:
     """``dpo train`` in this process, and what each part of it did."""
 
@@ -293,7 +283,7 @@ class Runs:
         ]
         with metered(LAYERS) as meter, self._patch.context() as patch:
             self._watch(meter, patch)
-            train.run(config_of([*words, *overrides]))
+            train.run(composed("train", [*words, *overrides]))
         return meter.found
 
     def _watch(self, meter: Meter, patch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from dpo_cli.config import PlanConfig
 from dpo_cli.config_adapters import NewAdapterConfig
 from dpo_cli.config_folder import config_folder
 from dpo_cli.config_launch import LocalConfig, SlurmConfig
+from dpo_cli.engine.settings import resolve_stage
 from dpo_cli.errors import DpoError
 from dpo_cli.losses import Loss, make_loss
 from dpo_cli.model.activations import outline
@@ -261,12 +262,11 @@ def _adapter(config: PlanConfig) -> tuple[NewAdapter | None, str | None, str]:
 
 
 def _choice(config: PlanConfig, machine: Machine) -> Choice:
-    wanted, budget = config.engine.zero_stage, config.train.tokens_per_micro_batch
-    world = machine.processes * machine.hosts
+    budget = config.train.tokens_per_micro_batch
     zero = config.engine.deepspeed.get("zero_optimization", {})
     moved = [name for name in ("optimizer", "param") if zero.get(f"offload_{name}", {}).get("device", "none") != "none"]
     return Choice(
-        zero_stage=wanted if wanted != "auto" else 0 if world == 1 else 2,
+        zero_stage=resolve_stage(config.engine.zero_stage, machine.processes * machine.hosts),
         offload="all" if "param" in moved else "optimizer" if moved else "none",
         processes=machine.processes,
         hosts=machine.hosts,

@@ -25,7 +25,7 @@ from dpo_cli.engine.engine import Engine
 from dpo_cli.engine.frozen import Frozen
 from dpo_cli.engine.optimizers import check_optimizer
 from dpo_cli.engine.schedule import learning_rate
-from dpo_cli.engine.settings import deepspeed_config
+from dpo_cli.engine.settings import deepspeed_config, resolve_stage
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.losses import Loss, Sums, make_loss
@@ -311,8 +311,7 @@ class _Run:
         return plan
 
     def _zero_stage(self) -> int:
-        stage = self.config.engine.zero_stage
-        return stage if stage != "auto" else 0 if distributed.world_size() == 1 else 2
+        return resolve_stage(self.config.engine.zero_stage, distributed.world_size())
 
     def _engine(self, scorer: Scorer, resumed: Checkpoint | None) -> Engine:
         """The policy with its starting weights, under DeepSpeed."""

@@ -25,6 +25,13 @@ _OURS = {
 }
 
 
+def resolve_stage(wanted: int | str, world_size: int) -> int:
+    """The ZeRO stage for a wish that may be ``auto``."""
+    if isinstance(wanted, int):
+        return wanted
+    return 0 if world_size == 1 else 2
+
+
 def deepspeed_config(*, zero_stage: int, max_grad_norm: float | None, extra: Mapping[str, Any]) -> dict[str, Any]:
     """What DeepSpeed is told.
 

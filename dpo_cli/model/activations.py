@@ -24,6 +24,7 @@ from dpo_cli.data.types import Group, Pair
 from dpo_cli.model.adapters import NewAdapter, add_adapter, hold_in_bfloat16
 from dpo_cli.model.attention import GROUP_ATTENTION, Segments
 from dpo_cli.model.attention_varlen import Kernel, Scoring, Stretches, attend
+from dpo_cli.model.checkpointing import kept_operators
 from dpo_cli.model.dropout import Noise
 from dpo_cli.model.files import ModelFiles
 from dpo_cli.model.load import switch_off_dropout
@@ -198,18 +199,10 @@ class _Products(TorchDispatchMode):
             result = left.new_empty(left.shape[0], right.shape[-1])
         else:
             result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in _SELECTED:
+        if func in kept_operators():
             first = result[0] if isinstance(result, tuple | list) else result
             self.bytes += first.nbytes
         return result
-
-
-_SELECTED = {
-    torch.ops.aten.mm,
-    torch.ops.aten.addmm,
-    torch.ops.aten._grouped_mm,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
-}
 
 
 def _forward(model: PreTrainedModel, batch: FlatBatch, precision: str) -> Tensor:

@@ -68,11 +68,12 @@ def _contexts() -> Any:
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in _operators() else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operator in kept_operators() else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @cache
-def _operators() -> frozenset[Any]:
+def kept_operators() -> frozenset[Any]:
+    """What selective checkpointing keeps the results of."""
     return frozenset(_found())
 
 

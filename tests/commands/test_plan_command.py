@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 from helpers import runs
-from hydra import compose, initialize_config_dir
+from helpers.configs import composed
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 from dpo_cli.cli import as_overrides, main
 from dpo_cli.commands.plan import Result, plan, prepare
 from dpo_cli.commands.rows import load_rows
-from dpo_cli.compose import _register_resolvers, config_folder
-from dpo_cli.config import PlanConfig, read_config
 from dpo_cli.data.collate import flat_length
 from dpo_cli.errors import DpoError
 from dpo_cli.losses import make_loss
@@ -32,18 +29,8 @@ def _fresh_hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
 
 
-def configured(*words: str) -> PlanConfig:
-    _register_resolvers()
-    with initialize_config_dir(str(config_folder()), version_base=None):
-        tree = OmegaConf.to_container(compose("plan", list(words)), resolve=True)
-    GlobalHydra.instance().clear()
-    assert isinstance(tree, dict)
-    tree.pop("hydra", None)
-    return read_config(tree, PlanConfig)
-
-
 def planned(*words: str) -> Result:
-    return plan(configured(*words), Console(silent=True))
+    return plan(composed("plan", words), Console(silent=True))
 
 
 # -- the recipes, where their authors ran them
@@ -86,7 +73,7 @@ def test_without_sharing_zephyr_does_not_fit() -> None:
 def test_tulu_70b_trains_on_64_gpus_and_does_not_start_there() -> None:
     """An update fits; but all weights lie on each device before ZeRO 3 shares them out, and that does not."""
     words = ["+experiment=tulu3_70b", "plan.device=h100", "launch.num_processes=8", "plan.hosts=8"]
-    prepared = prepare(configured(*words), Console(silent=True))
+    prepared = prepare(composed("plan", words), Console(silent=True))
     assert prepared.choice.checkpointing == "full"
     found = prepared.run.look(prepared.choice, prepared.room, gpu=True)
     assert prepared.run.shape.weights == 70_553_837_568
@@ -145,7 +132,7 @@ def test_rows_that_were_read_before_are_planned_with(tmp_path: Path, monkeypatch
     assumed = planned(*words)
     assert assumed.assumed
     assert not (tmp_path / "cache" / "tokens").exists()  # nothing is made for a plan
-    config = configured(*words)
+    config = composed("plan", words)
     rows = load_rows(config.model, config.data, make_loss(config.loss.settings()), 0, Console(silent=True))
     real = planned(*words)
     assert not real.assumed

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.configs import composed
 from helpers.runs import make_place
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from dpo_cli.commands import precompute_ref
-from dpo_cli.compose import _register_resolvers, config_folder
-from dpo_cli.config import PrecomputeConfig, read_config
+from dpo_cli.compose import _register_resolvers
+from dpo_cli.config import PrecomputeConfig
 from dpo_cli.errors import ConfigError, DpoError
 from dpo_cli.reference.store import _read_chunk
 
@@ -29,10 +28,7 @@ def config(folder: Path, cache: str, shard: str | None) -> PrecomputeConfig:
         "train.precision=fp32",
         f"shard={'null' if shard is None else shard}",
     ]
-    with initialize_config_dir(str(config_folder()), version_base=None):
-        tree = OmegaConf.to_container(compose("precompute_ref", words), resolve=True)
-    assert isinstance(tree, dict)
-    return read_config({str(key): value for key, value in tree.items()}, PrecomputeConfig)
+    return composed("precompute-ref", words)
 
 
 def kept(cache: Path) -> dict[bytes, np.ndarray]:

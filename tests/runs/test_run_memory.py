@@ -9,15 +9,11 @@ from typing import Any
 
 import pytest
 from helpers import runs, tokenizers
+from helpers.configs import composed
 from helpers.held import train_and_measure
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from dpo_cli.commands.plan import plan
-from dpo_cli.compose import _register_resolvers, config_folder
-from dpo_cli.config import PlanConfig, TrainConfig, read_config
 from dpo_cli.tracking.console import Console
 
 pytestmark = [
@@ -50,16 +46,6 @@ SHAPES: dict[str, Callable[[], PretrainedConfig]] = {
 }
 
 
-def composed(name: str, words: list[str], schema: Any) -> Any:
-    _register_resolvers()
-    with initialize_config_dir(str(config_folder()), version_base=None):
-        tree = OmegaConf.to_container(compose(name, words), resolve=True)
-    GlobalHydra.instance().clear()
-    assert isinstance(tree, dict)
-    tree.pop("hydra", None)
-    return read_config(tree, schema)
-
-
 # Each shape and each stage, and not all with all: a run takes several seconds. In bf16 it takes minutes where the CPU
 # has no units for it; what is kept in bf16 is compared in tests/model/test_activations.py.
 @pytest.mark.parametrize(("shape", "stage", "processes"), [("wide", 0, 1), ("deep", 2, 2), ("many words", 3, 2)])
@@ -74,10 +60,10 @@ def test_a_run_holds_what_its_plan_says(
     words = [f"model.path={place.model}", f"data.path={place.train}", "tracker.mode=disabled", "train.batch_size=8"]
     words += ["train.precision=fp32", f"engine.zero_stage={stage}", f"launch.num_processes={processes}"]
     words += ["train.tokens_per_micro_batch=256", f"run_dir={tmp_path / 'run'}"]
-    train = composed("train", words, TrainConfig)
+    train = composed("train", words)
     measured = train_and_measure(train, processes, tmp_path / "cache")
     assert runs.record(tmp_path / "run")["status"] == "done"
-    result = plan(composed("plan", [*words, "plan.device=cpu"], PlanConfig), Console(silent=True))
+    result = plan(composed("plan", [*words, "plan.device=cpu"]), Console(silent=True))
     assert not result.assumed
     before, most = max(measured, key=lambda rank: rank[1] - rank[0])
     assert result.chosen.estimate.peak.total == pytest.approx(most - before, rel=0.15)

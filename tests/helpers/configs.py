@@ -1,0 +1,29 @@
+"""Typed configurations of a command line, without the command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from dpo_cli.compose import SCHEMAS, _register_resolvers
+from dpo_cli.config import read_config
+from dpo_cli.config_folder import config_folder
+
+
+def composed(command: str, words: Sequence[str]) -> Any:
+    """What Hydra's own composition of ``words`` comes to, checked by the command's schema.
+
+    Raises:
+        ConfigError: if the schema refuses it.
+    """
+    _register_resolvers()
+    with initialize_config_dir(str(config_folder()), version_base=None):
+        found = compose(command.replace("-", "_"), list(words))
+    GlobalHydra.instance().clear()
+    tree = OmegaConf.to_container(found, resolve=True, throw_on_missing=False)
+    assert isinstance(tree, dict)
+    return read_config({str(key): value for key, value in tree.items() if key != "hydra"}, SCHEMAS[command])
