@@ -14,6 +14,10 @@ import torch.distributed as dist
 # ends, the launcher ends the others; no timeout is needed for that.
 _TIMEOUT = timedelta(hours=24)
 
+# DeepSpeed insists on it, also where no launcher has set it.
+_LOCAL_RANK = "LOCAL_RANK"
+_made_up: set[str] = set()
+
 
 def start() -> None:
     """Join the ranks that the environment names (RANK, WORLD_SIZE, ...), or be the only one."""
@@ -26,13 +30,17 @@ def start() -> None:
         dist.init_process_group(backend, timeout=_TIMEOUT)
     else:  # no port, no host name, nothing that a strange network could break
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
+        if _LOCAL_RANK not in os.environ:
+            os.environ[_LOCAL_RANK] = "0"
+            _made_up.add(_LOCAL_RANK)
 
 
 def stop() -> None:
-    """Leave the group."""
+    """Leave the group, and the environment as it was: to other libraries LOCAL_RANK says that there are ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    while _made_up:
+        os.environ.pop(_made_up.pop(), None)
 
 
 def rank() -> int:
@@ -48,7 +56,7 @@ def world_size() -> int:
 def device() -> torch.device:
     """Where this rank computes."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", int(os.environ.get(_LOCAL_RANK, "0")))
     return torch.device("cpu")
 
 

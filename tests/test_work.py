@@ -48,6 +48,7 @@ def _one_process_group() -> Iterator[None]:
     """DeepSpeed can be started again in a process as long as the group of ranks is the same."""
     patch = pytest.MonkeyPatch()
     patch.setattr(distributed, "stop", lambda: None)
+    patch.setenv("LOCAL_RANK", "0")  # what start() would leave in the environment
     distributed.start()
     yield
     patch.undo()
