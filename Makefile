@@ -7,6 +7,8 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 # Tests run side by side, each on one thread.
 WORKERS ?= auto
+# Compiled modules are kept: tests start hundreds of processes, and each would compile all of dpo again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help quickstart install install-dev test test-slow check fmt wheel quickstart-assets clean
 .DEFAULT_GOAL := help

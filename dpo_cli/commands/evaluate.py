@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dpo_cli import distributed
 from dpo_cli.commands.contestant import other_model
+from dpo_cli.commands.evaluate_name import evaluation_name
 from dpo_cli.commands.evaluate_view import into_card, show, show_generations
 from dpo_cli.commands.generations import Generations, check_can_generate, generate, write_generations
 from dpo_cli.commands.parts import Reference, Scorer, Setup, resolve_precision, resolve_token_budget
@@ -70,16 +71,16 @@ def run(config: EvaluateConfig) -> None:
     if output is None:
         return
     Path(output).mkdir(parents=True, exist_ok=True)
-    of_step = "" if config.step is None else f"-step-{config.step}"  # beside what is said of the run's final model
-    file = Path(output, f"eval{of_step}.json")
+    of_what = evaluation_name(config)
+    file = Path(output, f"eval{of_what}.json")
     said = [alarm._asdict() for alarm in alarms]
     values = {"version": VERSION, "config": config.model_dump(mode="json"), **plain(found), "alarms": said}
     write_json(file, values)
     if generations is not None:
         called = Path(config.run or config.model.path).name
-        write_generations(Path(output), f"{called}{of_step}", of_step, generations)
+        write_generations(Path(output), f"{called}{of_what}", of_what, generations)
     console.result(f"written to {file}")
-    if config.run is not None and output == config.run and config.step is None:
+    if config.run is not None and output == config.run and not of_what:
         place = config.data.eval if isinstance(config.data.eval, str) else config.data.path
         rows_of = f"{len(rows.data.held_out):,} held-out rows" + (f" of {Path(place).name}" if place else "")
         into_card(Path(config.run, "final", "README.md"), rows_of, found, alarms)

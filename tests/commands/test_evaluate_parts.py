@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from helpers import tokenizers
 from helpers.comparisons import made
+from helpers.configs import composed
 from helpers.runs import write_rows
 from test_config import tree_of
 
 from dpo_cli.cli import files_as_overrides
+from dpo_cli.commands.evaluate_name import evaluation_name
 from dpo_cli.commands.evaluate_view import into_card
 from dpo_cli.commands.questions import Question, ask, read_questions, write_answers
 from dpo_cli.config import EvaluateConfig
@@ -50,6 +53,29 @@ def test_a_card_has_one_section_however_often_it_is_evaluated(tmp_path: Path) ->
     assert "On 5 rows" in card.read_text()
     into_card(tmp_path / "none.md", "5 rows", found, [])
     assert not (tmp_path / "none.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ((), ""),
+        (("tokens_per_micro_batch=64", "data.workers=1", "eval.samples=3"), ""),
+        (("step=4",), "-step-4"),
+        (("data.path=other/pairs 1.jsonl",), "-pairs-1"),
+        (("data.eval=0.25",), "-0.25"),
+        (("data.eval=org/rows:test",), "-rows-test"),
+        (("data.path=org/rows", "data.split=test", "benchmark=rewardbench2"), "-rewardbench2-rows-test"),
+        (("prompts=alpaca.json", "eval.samples=3"), "-alpaca"),
+        (("loss.beta=0.5",), "-other-settings"),
+        (("data.max_length=128", "step=4"), "-step-4-other-settings"),
+        (("output=elsewhere", "step=4"), ""),
+    ],
+)
+def test_what_is_not_a_runs_own_evaluation_has_another_name(words: tuple[str, ...], name: str, tmp_path: Path) -> None:
+    ran = composed("train", ["model.path=m", "data.path=rows.jsonl", "data.eval=held-out.jsonl"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(ran.model_dump(mode="json")))
+    (tmp_path / "run.json").write_text("{}")
+    assert evaluation_name(composed("eval", [f"run={tmp_path}", *words])) == name
 
 
 # -- questions

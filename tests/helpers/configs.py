@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from dpo_cli.compose import SCHEMAS, _register_resolvers
+from dpo_cli.compose import SCHEMAS, _register_resolvers, _with_run
 from dpo_cli.config import read_config
 from dpo_cli.config_folder import config_folder
 
@@ -26,4 +26,5 @@ def composed(command: str, words: Sequence[str]) -> Any:
     GlobalHydra.instance().clear()
     tree = OmegaConf.to_container(found, resolve=True, throw_on_missing=False)
     assert isinstance(tree, dict)
-    return read_config({str(key): value for key, value in tree.items() if key != "hydra"}, SCHEMAS[command])
+    values = {str(key): value for key, value in tree.items() if key != "hydra"}
+    return read_config(_with_run(values, words), SCHEMAS[command])
