@@ -26,6 +26,7 @@ def bench() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_base_is_on_every_axis_and_the_model_axis_is_as_large_as_it_says(bench: ModuleType) -> None:
     for axes, base in ((bench.AXES, bench.Shape()), (bench.QUICK, bench.QUICK_BASE)):
         assert all(any(bench.replace(base, **change) == base for change in axis.measured) for axis in axes.values())

@@ -89,6 +89,7 @@ def test_every_table_row_has_as_many_cells_as_its_head() -> None:
         assert len(counts) == 1, block
 
 
+@pytest.mark.slow
 def test_settings_and_commands_compose(study: ModuleType, tmp_path: Path) -> None:
     commands = [["train", *study.ALWAYS, *overrides.split()] for overrides in study.settings()]
     lines = re.findall(r"^\$ dpo (.*)$", DOCUMENT, re.MULTILINE)
