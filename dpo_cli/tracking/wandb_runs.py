@@ -40,7 +40,7 @@ class WandB:
         self._run.define_metric(_STEP)
         self._run.define_metric("*", step_metric=_STEP)
         self.where = str(self._run.url) if run.mode == "online" else str(run.folder / "wandb")
-        self._known: dict[str, Any] = dict(self._run.summary.items()) if self._run.resumed else {}
+        self._known: dict[str, Any] = dict(self._run.summary) if self._run.resumed else {}
 
     def has(self, step: int, metrics: Mapping[str, float]) -> bool | None:
         newest = self._known.get(_STEP)
