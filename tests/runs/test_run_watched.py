@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.runs import Place, assert_same_bits, evaluations, metrics, record, saved, updates, weights
+from helpers.runs import Place, assert_same_bits, evaluations, metrics, record, saved, updates, weights, write_rows
 from helpers.wandb_server import KEY, serving
 
 from dpo_cli.tracking import progress
@@ -61,22 +61,24 @@ def open_updates(run: Path) -> list[str]:
 def test_a_limit_ends_a_run_at_the_same_update_whether_it_was_stopped_before_or_not(
     place: Place, whole: Path, tmp_path: Path
 ) -> None:
-    """The limit lies between what the usual run has lost after 4 and after 8 updates, from its beginning on."""
-    by_step = {line["step"]: line["eval/logps/chosen"] for line in evaluations(whole)}
-    assert by_step[0] > by_step[4] > by_step[8], by_step
-    limit = by_step[0] - (by_step[4] + by_step[8]) / 2
+    """Held-out answers are taken the wrong way round, so that the chosen ones fall: from where they began, which was
+    measured before the stop."""
+    rows = [json.loads(line) for line in place.held_out.read_text().splitlines()]
+    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
     run = tmp_path / "run"
-    changes = {"train.stop.displacement": limit}
-    cut = place.try_run(run, changes, fault={"update": 6, "micro": 1, "signal": "SIGTERM", "to": "self"})
+    changes = {"data.eval": write_rows(tmp_path / "swapped.jsonl", swapped), "train.stop.displacement": 1.0}
+    cut = place.try_run(run, changes, fault={"update": 3, "micro": 1, "signal": "SIGTERM", "to": "self"})
     assert cut.code == 75, cut.err
     ended = place.try_run(run, {**changes, "resume": "auto"})
     assert ended.code == 0, ended.err
     found = record(run)
-    assert (found["status"], found["updates"], found["planned"]) == ("done", 8, 12)
-    assert found["stopped_early"]["step"] == 8
-    assert "train.stop.displacement" in found["stopped_early"]["reason"]
-    assert "after update 8: stopped-early: held-out chosen answers' log-prob fell from" in ended.err
+    assert (found["status"], found["updates"], found["planned"]) == ("done", 4, 12)
+    assert found["stopped_early"]["step"] == 4
+    start, end = (line["eval/logps/chosen"] for line in evaluations(run))
+    assert start - end > 1.0
+    assert f"fell from {start:.4g} to {end:.4g} nats" in found["stopped_early"]["reason"]
+    assert "after update 4: stopped-early: held-out chosen answers' log-prob fell from" in ended.err
     assert found["alerts"][-1]["name"] == "stopped-early"
-    assert metrics(run) == [line for line in metrics(whole) if line["step"] <= 8]
-    final, then = weights(run), saved(whole, 8)
+    assert updates(run) == updates(whole)[:4]
+    final, then = weights(run), saved(run, 4)
     assert_same_bits(final, {name: then[f"model.{name}"] for name in final})
