@@ -12,6 +12,7 @@ class SweepConfig(Section):
     """How ``-m`` runs its points."""
 
     parallel: PositiveInt
+    points: list[str]
     sampler: Literal["tpe", "random"] | None
     trials: PositiveInt
     metric: str

@@ -183,7 +183,9 @@ def test_strange_names_are_no_checkpoints(tmp_path: Path) -> None:
 
 def test_a_step_written_twice_is_the_second_one(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    write(tmp_path, state_of(1, best={"step": 1, "value": 0.5}), weights_of(8).items(), moments_of(8).items(), first=True)
+    write(
+        tmp_path, state_of(1, best={"step": 1, "value": 0.5}), weights_of(8).items(), moments_of(8).items(), first=True
+    )
     found = read(tmp_path / "step-1")
     assert found.state.best == {"step": 1, "value": 0.5}
     assert_equal(found.weights(), weights_of(8))
