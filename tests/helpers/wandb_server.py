@@ -110,7 +110,9 @@ def serving() -> Iterator[Server]:
                 heard.stream(match[1], json.loads(data))
             self._send({})  # files, and the client's own telemetry
 
-        do_PUT = do_GET = lambda self: self._send({})
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self._send({})
 
         def _send(self, what: dict[str, Any]) -> None:
             data = json.dumps(what).encode()
