@@ -22,6 +22,7 @@ COMMANDS = {
 HELPERS = {
     "report": "one HTML file about a run, a sweep or any set of runs",
     "runs": "list runs and how they stand, compare two, remove old checkpoints",
+    "sync": "send runs to trackers that have not got them: offline ones, or cut off",
     "import": "turn a TRL, axolotl or LLaMA-Factory config into an experiment",
     "merge": "merge an adapter into its base model: plain weights with the same log-probs",
     "push": "upload a trained model to the Hugging Face hub, private unless told otherwise",
@@ -149,6 +150,10 @@ def _run(words: list[str]) -> int:
             from dpo_cli.commands import list_runs
 
             list_runs.run(rest)
+        case "sync":
+            from dpo_cli.commands.sync import run as sync
+
+            sync(rest)
         case "import":
             from dpo_cli.commands.import_config import run
 

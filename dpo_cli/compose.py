@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -103,7 +104,7 @@ def _compose(command: str, words: Sequence[str]) -> TrainConfig | ScoreConfig | 
         given[:] = _overrides()
         try:
             config = _typed(command, tree)
-            _check_no_sweep(command)
+            _check_no_sweep(command, config.sweep.points if isinstance(config, TrainConfig) else [])
             configs.append(config)
         except DpoError as error:  # not raised here: Hydra would add words of its own
             problems.append(error)
@@ -145,6 +146,7 @@ def _sweep(words: Sequence[str]) -> int:
             config = _typed("train", tree)
             assert isinstance(config, TrainConfig)
             parallel = config.sweep.parallel
+            sweep.metric = config.sweep.metric
             if config.sweep.sampler is not None:
                 raise DpoError("sweep.sampler stands in an experiment; expected on the command line, with its ranges")
             sweep.add(config, overrides)
@@ -153,11 +155,25 @@ def _sweep(words: Sequence[str]) -> int:
         except DpoError as error:
             problems.append(error)
 
-    _hydra("train", [*words, f"hydra.sweep.dir='{sweep.folder}'"], task)
-    if problems:
-        raise problems[0]
+    for point in _points(words):
+        _hydra("train", [*words, *point, f"hydra.sweep.dir='{sweep.folder}'"], task)
+        if problems:
+            raise problems[0]
     sweep.run(sweep.grid, parallel)
     return sweep.finish()
+
+
+def _points(words: Sequence[str]) -> list[list[str]]:
+    """The overrides of each of ``sweep.points``; one without any, where there are none, or where Hydra is about to say
+    what is wrong."""
+    flags, overrides = apart(words)
+    try:
+        points = _loader(flags).load_configuration("train", overrides, run_mode=RunMode.MULTIRUN).sweep.points
+        return [shlex.split(str(point)) for point in points] or [[]]
+    except Exception:  # any of Hydra's and OmegaConf's
+        return [[]]
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def complete(command: str, line: str) -> list[str]:
@@ -282,13 +298,15 @@ def _typed(command: str, tree: DictConfig) -> TrainConfig | ScoreConfig:
     return read_config(values, SCHEMAS[command], list(_files()))
 
 
-def _check_no_sweep(command: str) -> None:
+def _check_no_sweep(command: str, points: Sequence[str]) -> None:
     """Refuse to train once on what an experiment sweeps over; its reference pass is the same for every point.
 
     Raises:
         ConfigError: naming the keys.
     """
-    swept = HydraConfig.get().sweeper.get("params")
+    swept = list(HydraConfig.get().sweeper.get("params") or [])
+    if points:
+        swept.append("sweep.points")
     if swept and command == "train":
         raise ConfigError([f"the experiment sweeps over {', '.join(map(str, swept))}: add -m"])
 

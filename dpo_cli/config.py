@@ -90,11 +90,19 @@ class EngineConfig(Section):
 
 
 class TrackerConfig(Section):
-    name: Literal["wandb"]
+    name: Literal["wandb", "tensorboard", "mlflow", "none"]
+    also: list[Literal["wandb", "tensorboard", "mlflow"]]
     mode: Literal["auto", "online", "offline", "disabled"]
     project: str
     run_name: str | None
     group: str | None
+    seconds_at_end: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+    @property
+    def names(self) -> list[str]:
+        """All that are chosen."""
+        chosen = [] if self.name == "none" else [self.name]
+        return [] if self.mode == "disabled" else [*chosen, *self.also]
 
 
 class EvalConfig(Section):
@@ -107,6 +115,12 @@ class EvalConfig(Section):
     task_limit: PositiveInt | None
 
 
+class StopConfig(Section):
+    kl: Positive | None
+    plateau: PositiveInt | None
+    displacement: Positive | None
+
+
 class TrainSection(Section):
     epochs: PositiveInt
     max_steps: PositiveInt | None
@@ -116,9 +130,11 @@ class TrainSection(Section):
     activation_checkpointing: Literal["none", "selective", "full"]
     log_every: PositiveInt
     eval_every: PositiveInt | None
+    sample_every: PositiveInt | None
     save_every: PositiveInt | None
     keep_last: Annotated[int, Field(ge=2, strict=True)]
     keep_best: str | None
+    stop: StopConfig
 
 
 class TrainConfig(Section):
@@ -545,8 +561,33 @@ def _sum_conflicts(loss: SumConfig) -> Iterator[str]:
         yield f"loss.terms: one sum can't count {' and '.join(sorted(kinds))}"
 
 
+def _measured_conflicts(config: TrainConfig) -> Iterator[str]:
+    """Of what goes by evaluations and samples with how often there are any."""
+    train = config.train
+    if train.sample_every is not None and not config.eval.samples:
+        yield f"train.sample_every={train.sample_every} has no effect without eval.samples, which says how many"
+    if train.keep_best is not None:
+        every = "sample_every" if train.keep_best.startswith("samples/") else "eval_every"
+        if getattr(train, every) is None or train.save_every is None:
+            yield f"train.keep_best={train.keep_best} has no effect without train.{every} and train.save_every"
+    if train.stop.kl is not None and (train.sample_every is None or config.eval.temperature != 1.0):
+        yield "train.stop.kl goes by samples: it needs train.sample_every, and eval.temperature=1"
+    for name in ("plateau", "displacement"):
+        if getattr(train.stop, name) is not None and train.eval_every is None:
+            yield f"train.stop.{name} goes by evaluations: it needs train.eval_every"
+
+
+def _tracker_conflicts(tracker: TrackerConfig) -> Iterator[str]:
+    chosen = [tracker.name, *tracker.also]
+    if len(set(chosen)) < len(chosen):
+        yield f"tracker.also={tracker.also}: expected trackers that are not chosen already, each once"
+    if tracker.mode in ("online", "offline") and "wandb" not in chosen:
+        yield f"tracker.mode={tracker.mode} has no effect without wandb"
+
+
 def _train_conflicts(config: TrainConfig) -> Iterator[str]:
     yield from optim_conflicts(config.optim)
+    yield from _tracker_conflicts(config.tracker)
     train = config.train
     if config.eval.tasks:
         yield "eval.tasks has no effect in `dpo train`: dpo eval run=... eval=harness runs them, before and after"
@@ -555,8 +596,7 @@ def _train_conflicts(config: TrainConfig) -> Iterator[str]:
         yield f"train.eval_every={train.eval_every} has no effect without data.eval"
     if config.eval.samples and config.data.eval is None:
         yield f"eval.samples={config.eval.samples} has no effect without data.eval: samples answer its prompts"
-    if train.keep_best is not None and (train.eval_every is None or train.save_every is None):
-        yield f"train.keep_best={train.keep_best} has no effect without train.eval_every and train.save_every"
+    yield from _measured_conflicts(config)
     reference = config.reference
     if reference.mode in ("live", "adapter_off") and reference.cache_dir is not None:
         yield f"reference.cache_dir has no effect with reference.mode={reference.mode}: nothing is kept"

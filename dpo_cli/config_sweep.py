@@ -12,12 +12,18 @@ class SweepConfig(Section):
     """How ``-m`` runs its points."""
 
     parallel: PositiveInt
+    points: list[str]
     sampler: Literal["tpe", "random"] | None
     trials: PositiveInt
-    metric: str
+    metric: str | None
     direction: Literal["auto", "maximize", "minimize"]
     prune: bool
     warmup_trials: CountFromZero
+
+    @property
+    def goal(self) -> str:
+        """What a smart sweep is after."""
+        return self.metric or "eval/rewards/accuracies"
 
 
 def sweep_conflicts(sweep: SweepConfig, *, eval_every: int | None, held_out: bool) -> Iterator[str]:
@@ -30,7 +36,7 @@ def sweep_conflicts(sweep: SweepConfig, *, eval_every: int | None, held_out: boo
     """
     if sweep.sampler is None:
         return
-    if sweep.metric.startswith("eval/") and not held_out:
-        yield f"sweep.metric={sweep.metric} needs held-out rows: give data.eval"
+    if sweep.goal.startswith("eval/") and not held_out:
+        yield f"sweep.metric={sweep.goal} needs held-out rows: give data.eval"
     if sweep.prune and eval_every is None:
         yield "sweep.prune=true needs train.eval_every: a run is judged by its evaluations; or sweep.prune=false"

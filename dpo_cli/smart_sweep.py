@@ -72,7 +72,7 @@ class Trials:
                 "sweep.sampler with launch=slurm: a smart sweep waits for its runs; start it inside one job of Slurm's"
             )
         self._study = _study(sweep.folder, self.settings, first.seed)
-        self._metric = self.settings.metric
+        self._metric = self.settings.goal
         self._unfinished = self._left_over()
         self._trials: dict[int, optuna.Trial] = {}
         self._seen: dict[int, int] = {}
@@ -161,10 +161,10 @@ def _study(folder: Path, settings: SweepConfig, seed: int) -> optuna.Study:
     folder.mkdir(parents=True, exist_ok=True)
     direction = settings.direction
     if direction == "auto":
-        direction = "minimize" if _LOWER_IS_BETTER.search(settings.metric) else "maximize"
+        direction = "minimize" if _LOWER_IS_BETTER.search(settings.goal) else "maximize"
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(folder / "optuna.jsonl"))),
-        study_name=f"{settings.metric} {direction}",
+        study_name=f"{settings.goal} {direction}",
         direction=direction,
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=settings.warmup_trials),

@@ -29,6 +29,7 @@ from dpo_cli.launch import devices
 from dpo_cli.launchers import slurm
 from dpo_cli.launchers.apart import Apart, passing_on
 from dpo_cli.overrides import apart
+from dpo_cli.reporting.runs import duration
 from dpo_cli.run_folder import read
 
 # Words of the command line that don't change what is run.
@@ -132,6 +133,8 @@ class Sweep:
         name = re.sub(r"[^\w.-]+", "-", str(values.get("+experiment", "train")))
         self.folder = Path(str(values.get("run_dir") or Path("runs") / f"sweep-{name}-{digest}"))
         self.grid = Grid()
+        self.metric: str | None = None
+        """By which the best run is chosen; None = the best measure of quality that the runs have."""
         self._jobs: list[Job] = []
         self._shares: list[list[str]] = []
         """Of this machine's GPUs, by slot."""
@@ -265,6 +268,8 @@ class Sweep:
         pruned = bool(one.stopped) and code == ExitCode.PREEMPTED
         if pruned:
             _say(f"{name}: stopped, as it does worse than half of the runs before it")
+        elif not code:
+            _say(f"{name}: done{self._reached(one.point.run_dir)}")
         elif code:
             _say(ended.text or f"dpo: exit code {code}")
             _say(f"{name}: {'stopped' if code == ExitCode.PREEMPTED else f'failed with exit code {code}'}")
@@ -273,6 +278,18 @@ class Sweep:
         if code != ExitCode.PREEMPTED or pruned:
             points.ended(one.point, code)
         return code == ExitCode.PREEMPTED and not pruned
+
+    def _reached(self, run_dir: Path) -> str:
+        """What a run that has ended well reached, and how long all that is left in the grid may take."""
+        record = read(run_dir)
+        final = record.get("final") or {}
+        numbers = [f"{label} {final[name]:.3f}" for name, label in _COLUMNS.items() if final.get(name) is not None]
+        left = len(self.grid.points)
+        done = [read(job.run_dir).get("seconds", 0.0) for job in self._jobs if job.outcome == "done"]
+        seconds = [*done, record.get("seconds", 0.0)]
+        parallel = max(1, len(self._shares))
+        about = f"; {left} more, about {duration(sum(seconds) / len(seconds) * left / parallel)}" if left else ""
+        return f", {', '.join(numbers)}{about}" if numbers else about
 
     def finish(self, remark: str = "") -> int:
         """Print what each job reached, and a remark; returns the exit code."""
@@ -318,7 +335,9 @@ class Sweep:
             except OSError as error:
                 _say(f"the runs could not be read again: {error}")
                 return
-            print(verdict(runs, default_metric(runs)))
+            if self.metric is not None and all(run.final(self.metric) is None for run in runs):
+                _say(f"sweep.metric={self.metric}: no run has it")
+            print(verdict(runs, self.metric or default_metric(runs)))
         if any(job.run_dir.is_dir() for job in self._jobs):
             print(f"curves, reward against KL and samples in one page: dpo report {shlex.quote(str(self.folder))}")
 

@@ -11,50 +11,82 @@ from typing import Any
 
 from dpo_cli import distributed
 from dpo_cli.commands.parts import Reference, Scorer
+from dpo_cli.commands.public import public_settings
 from dpo_cli.commands.report import append_samples
 from dpo_cli.commands.rows import Rows
 from dpo_cli.commands.sampling import sample_answers
 from dpo_cli.config import TrainConfig
 from dpo_cli.engine.engine import Engine
 from dpo_cli.errors import DpoError, NumericsError, Preempted, StorageError
+from dpo_cli.evaluation import measures
+from dpo_cli.evaluation.alarms import of_preferences
+from dpo_cli.evaluation.intervals import Bootstrap
 from dpo_cli.evaluation.preferences import evaluate_preferences
 from dpo_cli.evaluation.samples import Samples
+from dpo_cli.evaluation.scores import Comparisons, Scores
 from dpo_cli.objective import LossState, Objective
+from dpo_cli.reporting.compare import lower_is_better
+from dpo_cli.run_folder import RunRecord
+from dpo_cli.tracking import progress
 from dpo_cli.tracking.console import Console
-from dpo_cli.tracking.trackers import JsonLines, Tracker, WandB, wandb_mode
+from dpo_cli.tracking.metrics_file import JsonLines
+from dpo_cli.tracking.trackers import Tracker, wandb_mode
 from dpo_cli.training import checkpoint
 from dpo_cli.training.checkpoint import Checkpoint, TrainingState
 from dpo_cli.training.guards import StopRequest
 from dpo_cli.training.loop import Window
+from dpo_cli.training.stopping import Limits, reached
+
+_RESAMPLES = 200
+"""For the intervals of alarms: enough to tell trouble from chance, at each evaluation."""
 
 
-def open_trackers(config: TrainConfig, run_dir: Path, resumed: Checkpoint | None, console: Console) -> list[Tracker]:
+def open_file(run_dir: Path, resumed: Checkpoint | None) -> JsonLines | None:
     """Where this rank's metrics go: nowhere but on the first rank."""
     if distributed.rank() != 0:
-        return []
+        return None
     # A run that starts anew may have been cut off here before its first checkpoint: nothing of that stays.
-    after = -1 if resumed is None else resumed.state.step
-    trackers: list[Tracker] = [JsonLines(run_dir / "metrics.jsonl", resume_after=after)]
-    mode = wandb_mode(config.tracker.mode)
-    if mode != "disabled":
-        trackers.append(
-            WandB(
-                mode=mode,
-                project=config.tracker.project,
-                name=config.tracker.run_name or run_dir.name,
-                group=config.tracker.group,
-                folder=run_dir,
-                config=config.model_dump(mode="json"),
-                # A run that begins from another run's checkpoint is a run of its own.
-                run_id=resumed.state.wandb_id if resumed is not None and _is_of(resumed, run_dir) else None,
-                warn=console.warn,
-            )
-        )
-    return trackers
+    return JsonLines(run_dir / "metrics.jsonl", resume_after=-1 if resumed is None else resumed.state.step)
 
 
-def _is_of(found: Checkpoint, run_dir: Path) -> bool:
-    return found.folder.resolve().is_relative_to(run_dir.resolve())
+def tracker_names(config: TrainConfig) -> list[str]:
+    """The trackers of a run, but for Weights & Biases where it is not set up."""
+    return [name for name in config.tracker.names if name != "wandb" or wandb_mode(config.tracker.mode) != "disabled"]
+
+
+def start_trackers(config: TrainConfig, run_dir: Path, resumed: Checkpoint | None, console: Console) -> list[Tracker]:
+    """Trackers that follow this run's files: of the first rank alone."""
+    if distributed.rank() != 0:
+        return []
+    names = tracker_names(config)
+    if resumed is None or not resumed.folder.resolve().is_relative_to(run_dir.resolve()):
+        # What begins anew, or from another run's checkpoint, is a run of its own to trackers as well.
+        for name in names:
+            progress.forget(run_dir, name)
+    return [start_tracker(name, config, run_dir, console) for name in names]
+
+
+def start_tracker(name: str, config: TrainConfig, run_dir: Path, console: Console, mode: str | None = None) -> Tracker:
+    """One of them.
+
+    Args:
+        name: of the tracker.
+        config: of the run.
+        run_dir: its folder.
+        console: for what the tracker says.
+        mode: ``online`` or ``offline``; None = as configured.
+    """
+    return Tracker(
+        name,
+        run_dir,
+        project=config.tracker.project,
+        run_name=config.tracker.run_name or run_dir.resolve().name,
+        group=config.tracker.group,
+        config=public_settings(config.model_dump(mode="json")),
+        mode=mode or (wandb_mode(config.tracker.mode) if name == "wandb" else "online"),
+        say=console.say,
+        warn=console.warn,
+    )
 
 
 _SAID = {
@@ -82,7 +114,9 @@ class RunHooks:
     """Of the training rows."""
     settings: Mapping[str, Any]
     """What the updates depend on, for checkpoints."""
-    trackers: list[Tracker]
+    record: RunRecord
+    file: JsonLines | None
+    """``metrics.jsonl``, on the first rank."""
     console: Console
     stop: StopRequest
     window: Window
@@ -97,6 +131,14 @@ class RunHooks:
     """Told of updates done."""
     logged: int = 0
     """The update of the newest line of metrics."""
+    planned: int = 0
+    """Updates of the whole run."""
+    measured: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    """What evaluations and samplings have measured, by updates done."""
+    stopped: str | None = None
+    """Why the run ends early."""
+    samples: Samples | None = None
+    """The newest."""
 
     @property
     def first(self) -> bool:
@@ -116,11 +158,50 @@ class RunHooks:
             assert moves.update_mix is not None
             self.reference.follow(self.engine.weights(), moves.update_mix)
 
+    def go_on(self, step: int) -> None:
+        """Take up what was known after ``step`` updates, before a run was stopped."""
+        kept = [] if self.file is None else self.file.kept
+        for _, values in kept:
+            self.latest.update(values)
+        found = [(done, values) for done, values in kept if any(_is_measured(name) for name in values)]
+        self.measured = list(distributed.from_first(found))
+        alerts = [alert for alert in self.record.values.get("alerts") or [] if alert["step"] <= step]
+        self.record.values["alerts"] = alerts
+        self._decide(step)
+
     def track(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics to every tracker."""
+        """A line of metrics."""
         self.latest.update(metrics)
-        for tracker in self.trackers:
-            tracker.log(step, metrics)
+        if self.file is not None:
+            self.file.log(step, metrics)
+
+    def _measure(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A line of what an evaluation or a sampling measured; a limit may be reached."""
+        self.track(step, metrics)
+        self.measured.append((step, dict(metrics)))
+        self._decide(step)
+
+    def _has(self, step: int, name: str) -> bool:
+        return any(done == step and name in values for done, values in self.measured)
+
+    def _decide(self, step: int) -> None:
+        """Whether to end early. Ranks may have rounded otherwise, and must decide alike."""
+        limits = Limits(**self.config.train.stop.model_dump())
+        self.stopped = distributed.from_first(reached(self.measured, limits) if step else None)
+
+    def is_enough(self, step: int) -> bool:
+        """Whether the run ends here although there are more updates."""
+        if self.stopped is not None:
+            self.record.update(stopped_early={"step": step, "reason": self.stopped})
+            self.alert(step, "stopped-early", self.stopped)
+        return self.stopped is not None
+
+    def alert(self, step: int, name: str, text: str) -> None:
+        """Something that a person should see: on the screen, in ``run.json`` and at the trackers; once in a run."""
+        alerts = self.record.values.get("alerts") or []
+        if all(alert["name"] != name for alert in alerts):
+            self.console.warn(f"after update {step}: {name}: {text}")
+            self.record.update(alerts=[*alerts, {"step": step, "name": name, "text": text}])
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """A line of training metrics."""
@@ -133,8 +214,9 @@ class RunHooks:
     def evaluate(self, step: int) -> None:
         """Held-out preferences, if rows are held out."""
         groups = self.rows.data.held_out
-        if not groups:
+        if not groups or self._has(step, "eval/loss"):
             return
+        scores = Scores(groups, reference=self.objective.reference is not None)
         with self.console.phase("evaluate", len(groups), "rows") as advance:
             metrics = evaluate_preferences(
                 self.engine,
@@ -142,8 +224,9 @@ class RunHooks:
                 lengths=self.scorer.room(groups, self.rows.mismatched_held_out),
                 token_budget=self.token_budget,
                 advance=advance,
+                keep=scores,
             )
-        self.track(step, {f"eval/{name}": value for name, value in metrics.items()})
+        self._measure(step, {f"eval/{name}": value for name, value in metrics.items()})
         self.console.say(
             f"held out after {step} updates: "
             + ", ".join(f"{label} {metrics[name]:.4f}" for name, label in _SAID.items() if name in metrics)
@@ -153,19 +236,39 @@ class RunHooks:
                 f"the held-out loss after update {step} is not finite: the model is spoilt, or it has no number for "
                 f"one of the rows from {groups[0].source} to {groups[-1].source}. Lower optim.lr, or look at these rows"
             )
-        self._keep_best(step, metrics)
+        self._look_for_trouble(step, scores.comparisons())
 
-    def _keep_best(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Remember the best evaluation by ``train.keep_best``; only what is saved can be kept."""
-        name, saved_every = self.config.train.keep_best, self.config.train.save_every
-        if name is not None and name not in metrics:
-            raise DpoError(
-                f"train.keep_best={name}: with these rows there is no such metric, only {', '.join(metrics)}"
-            )
-        if name and step and saved_every and step % saved_every == 0:
-            sign = -1 if name.split("/")[0] == "loss" else 1
-            if not self.best or sign * metrics[name] > sign * self.best["value"]:
-                self.best = {"step": step, "value": metrics[name]}
+    def _look_for_trouble(self, step: int, found: Comparisons) -> None:
+        """What the held-out comparisons say that a person should know now."""
+        if not step or not len(found):
+            return
+        bootstrap = Bootstrap(_RESAMPLES, self.config.seed)
+        alarms = of_preferences(
+            measures.preferences(found, bootstrap),
+            measures.baselines(found, bootstrap),
+            measures.length(found, bootstrap),
+            measures.shifts(found, bootstrap),
+        )
+        for alarm in alarms:
+            # At first no run knows more than length.
+            if alarm.name != "no-better-than-length" or 2 * step >= self.planned:
+                self.alert(step, alarm.name, alarm.text)
+
+    def _choose_best(self, step: int) -> None:
+        """Remember the best of what is saved, by ``train.keep_best``."""
+        wanted, saved_every = self.config.train.keep_best, self.config.train.save_every
+        if wanted is None or not saved_every or step % saved_every:
+            return
+        values = {name: value for done, found in self.measured if done == step for name, value in found.items()}
+        name = wanted if wanted in values else f"eval/{wanted}"
+        if values and name not in values and name.startswith("eval/") and "eval/loss" in values:
+            known = ", ".join(each.removeprefix("eval/") for each in values)
+            raise DpoError(f"train.keep_best={wanted}: with these rows there is no such metric, only {known}")
+        if name in values:
+            sign = -1 if lower_is_better(name) else 1
+            if not self.best or sign * values[name] > sign * self.best["value"]:
+                self.best = {"step": step, "value": values[name]}
+                self.record.update(best={"metric": name, **self.best})
 
     def save(self, step: int) -> None:
         """A checkpoint.
@@ -173,12 +276,11 @@ class RunHooks:
         Raises:
             StorageError: if it can't be written; earlier ones are as they were.
         """
-        wandb_id = next((tracker.run_id for tracker in self.trackers if tracker.run_id), None)
+        self._choose_best(step)
         state = TrainingState(
             step,
             self.fingerprint,
             dict(self.settings),
-            wandb_id=wandb_id,
             best=self.best,
             loss=self.loss_state,
             pending=distributed.sums(self.window.sums.values),
@@ -219,29 +321,30 @@ class RunHooks:
             f"run_dir={self.run_dir} resume=auto goes on"
         )
 
-    def sample(self, step: int, name: str, reference: Reference | None) -> Samples | None:
-        """Answers to held-out prompts, with their true reward where one is known; None if none are wanted.
-
-        Args:
-            step: updates done.
-            name: of the phase, for people.
-            reference: to measure the KL to; None where the policy is the reference.
-        """
+    def sample(self, step: int) -> Samples | None:
+        """Answers to held-out prompts, with their true reward where one is known; None if none are wanted."""
         if not self.config.eval.samples or not self.rows.data.held_out:
             return None
+        if self.samples is not None and self._has(step, "samples/length"):
+            return self.samples
         samples, metrics = sample_answers(
             self.config.eval,
             self.rows,
             self.scorer,
             self.engine,
-            reference,
+            self.reference if step else None,  # at first the policy is the reference
             seed=self.config.seed,
             token_budget=self.token_budget,
             console=self.console,
-            name=name,
+            name=f"sample after update {step}" if step else "sample before",
             gathered=self.engine.gathered(),
         )
-        self.track(step, metrics)
+        self._measure(step, metrics)
+        self.samples = samples
         if self.first:
             append_samples(self.run_dir, samples, step)
         return samples
+
+
+def _is_measured(name: str) -> bool:
+    return name.startswith(("eval/", "samples/"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from dpo_cli import distributed
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.card import about, model_card, text_hash
-from dpo_cli.commands.hooks import RunHooks, open_trackers
+from dpo_cli.commands.hooks import RunHooks, open_file, start_trackers, tracker_names
 from dpo_cli.commands.parts import Reference, Scorer, Setup, resolve_precision, resolve_token_budget
 from dpo_cli.commands.places import policy_files, reference_place
 from dpo_cli.commands.report import config_yaml, show_outcome, show_samples
@@ -36,7 +36,7 @@ from dpo_cli.objective import Objective
 from dpo_cli.reference.fingerprint import reference_files
 from dpo_cli.run_folder import RunRecord, check_free, identity, new_run_dir, this_process
 from dpo_cli.tracking.console import Console
-from dpo_cli.tracking.trackers import JsonLines
+from dpo_cli.tracking.trackers import Tracker, check_usable, finish
 from dpo_cli.training.checkpoint import Checkpoint
 from dpo_cli.training.export import export, export_adapter
 from dpo_cli.training.guards import StopRequest, check_finite, check_zero_margin, stop_on_signals, zero_margin_gap
@@ -57,8 +57,8 @@ def run(config: TrainConfig) -> None:
     if config.run_dir is not None and not _goes_on_in(Path(config.run_dir), config.resume):
         check_free(Path(config.run_dir))
     loss = make_loss(config.loss.settings())
-    if config.train.keep_best is not None and config.train.keep_best not in loss.metric_names:
-        raise DpoError(f"train.keep_best={config.train.keep_best}: expected one of {', '.join(loss.metric_names)}")
+    check_usable(tracker_names(config))
+    _check_measured(config, loss)
     deepspeed_config(zero_stage=0, max_grad_norm=None, extra=config.engine.deepspeed)  # refuses what conflicts, early
     with stop_on_signals() as stop:
         rows = load_rows(config.model, config.data, loss, config.seed, console)
@@ -67,6 +67,24 @@ def run(config: TrainConfig) -> None:
             _in_folder(config, loss, rows, console, stop, started)
         finally:
             distributed.stop()
+
+
+def _check_measured(config: TrainConfig, loss: Loss) -> None:
+    """Refuse to go by a metric that the run won't measure.
+
+    Raises:
+        DpoError: naming those that it will.
+    """
+    train = config.train
+    known = [*loss.metric_names]
+    if train.sample_every is not None:
+        known += ["samples/length", *(["samples/true_reward"] if config.eval.true_reward else [])]
+        known += ["samples/kl"] * (config.eval.temperature == 1.0)
+    if train.keep_best is not None and train.keep_best.removeprefix("eval/") not in known:
+        raise DpoError(f"train.keep_best={train.keep_best}: expected one of {', '.join(known)}")
+    for name, metric in (("plateau", "rewards/margins"), ("displacement", "logps/chosen")):
+        if getattr(train.stop, name) is not None and metric not in known:
+            raise DpoError(f"train.stop.{name} goes by {metric}, which loss={config.loss.name} does not measure")
 
 
 def _goes_on_in(run_dir: Path, resume: str) -> bool:
@@ -172,7 +190,6 @@ class _Run:
         if resumed is not None and config.reference.update_every is not None:
             reference.follow(resumed.reference().items(), 1.0)
         self._check_start(engine, objective, must_be_zero=resumed is None and config.reference.path is None)
-        trackers = open_trackers(config, self.run_dir, resumed, self.console)
         hooks = RunHooks(
             config,
             self.run_dir,
@@ -184,15 +201,16 @@ class _Run:
             budget,
             self.data,
             update_settings(config, self.precision, reference.identity["files"]),
-            trackers,
+            self.record,
+            open_file(self.run_dir, resumed),
             self.console,
             self.stop,
             Window(Sums(self.loss.metric_names)),
+            planned=len(plan),
         )
-        for tracker in trackers:
-            if isinstance(tracker, JsonLines):
-                hooks.latest.update(tracker.latest)
-        before, after = self._train(hooks, plan, resumed, work, started)
+        hooks.go_on(0 if resumed is None else resumed.state.step)
+        trackers = start_trackers(config, self.run_dir, resumed, self.console)
+        before, after = self._train(hooks, plan, resumed, work, started, trackers)
         engine.destroy()
         if isinstance(reference.live, Frozen):
             reference.live.destroy()
@@ -214,7 +232,13 @@ class _Run:
         return reference
 
     def _train(
-        self, hooks: RunHooks, plan: Plan, resumed: Checkpoint | None, work: Work, started: float
+        self,
+        hooks: RunHooks,
+        plan: Plan,
+        resumed: Checkpoint | None,
+        work: Work,
+        started: float,
+        trackers: list[Tracker],
     ) -> tuple[Samples | None, Samples | None]:
         """All updates, and what is measured around them; returns the answers sampled before and after."""
         exit_code = int(ExitCode.INTERNAL)
@@ -222,17 +246,17 @@ class _Run:
             before = None
             if resumed is None:
                 hooks.evaluate(0)
-                before = hooks.sample(0, "sample before", None)
+                before = hooks.sample(0)
             with self.stop.waiting():
-                self._fit(hooks, plan, resumed, work)
-                after = self._finish(hooks, len(plan), started)
+                after = self._finish(hooks, self._fit(hooks, plan, resumed, work), started)
             exit_code = int(ExitCode.DONE)
         except DpoError as error:
             exit_code = int(error.exit_code)
             raise
         finally:
-            for tracker in hooks.trackers:
-                tracker.finish(exit_code)
+            if hooks.file is not None:
+                hooks.file.close()
+            finish(trackers, exit_code, seconds=self.config.tracker.seconds_at_end, warn=self.console.warn)
         return before, after
 
     def _finish(self, hooks: RunHooks, updates: int, started: float) -> Samples | None:
@@ -242,7 +266,7 @@ class _Run:
         hooks.honour_stop(updates, saved=False)
         self._export(hooks, updates)
         hooks.honour_stop(updates, saved=False)
-        samples = hooks.sample(updates, "sample after", hooks.reference)
+        samples = hooks.sample(updates)
         final = {**hooks.latest, **memory()}
         if hooks.first and samples is not None:
             self._write_card(self._card(hooks, updates))
@@ -340,7 +364,7 @@ class _Run:
         self.record.update(zero_margin={"gap": gap, "noise": noise})
         self.console.say(check_zero_margin(gap, noise, must_be_zero=must_be_zero))
 
-    def _fit(self, hooks: RunHooks, plan: Plan, resumed: Checkpoint | None, work: Work) -> None:
+    def _fit(self, hooks: RunHooks, plan: Plan, resumed: Checkpoint | None, work: Work) -> int:
         optim, settings = self.config.optim, self.config.train
         start = 0 if resumed is None else resumed.state.step
         hooks.logged = start
@@ -360,9 +384,9 @@ class _Run:
                 min_lr_ratio=optim.min_lr_ratio,
             )
 
-        rhythm = Rhythm(settings.log_every, settings.eval_every, settings.save_every)
+        rhythm = Rhythm(settings.log_every, settings.eval_every, settings.sample_every, settings.save_every)
         with self.console.phase("train", len(plan) - start, "updates") as hooks.advance:
-            fit(
+            return fit(
                 hooks.engine,
                 plan,
                 hooks.objective,

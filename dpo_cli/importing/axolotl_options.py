@@ -10,7 +10,7 @@ MEMORY = "memory is bounded by train.tokens_per_micro_batch"
 NO_PADDING = "there is no padding, and rows of all lengths share a micro-batch"
 OTHER_TASK = "of other tasks than preference losses"
 SHARES = "DeepSpeed shares out the work: engine.zero_stage, launch.num_processes"
-TRACKER = "Weights & Biases is the one tracker; metrics.jsonl has every number"
+TRACKER = "tracker=wandb, tensorboard or mlflow; metrics.jsonl has every number"
 TOKENISER = "tokens and tokeniser are the model folder's own; an answer ends where its chat template ends it"
 AS_IT_IS = "models are loaded as their files say"
 

@@ -281,7 +281,7 @@ def _convert_trackers(options: Options, draft: Draft) -> None:
         draft.set("tracker.mode", "disabled")
     others = [name for name in trackers if name not in ("wandb", "all", "none")]
     if others:
-        draft.drop("report_to", others, "Weights & Biases is the one tracker; metrics.jsonl has every number")
+        draft.drop("report_to", others, "tracker=wandb, tensorboard or mlflow; metrics.jsonl has every number")
 
 
 def convert_engine(options: Options, draft: Draft) -> None:

@@ -13,7 +13,7 @@ OTHER_TASK = "of other tasks than preference losses"
 ROWS = "rows are tokenised before the run, and shuffled anew in every pass"
 TEXT_ONLY = "text only: images, sound and video are not supported"
 TOKENISER = "tokens and tokeniser are the model folder's own"
-TRACKER = "Weights & Biases is the one tracker; metrics.jsonl has every number"
+TRACKER = "tracker=wandb, tensorboard or mlflow; metrics.jsonl has every number"
 WHOLE = "all weights are trained, by one optimiser"
 
 NAMES = {

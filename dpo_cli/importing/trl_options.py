@@ -121,7 +121,7 @@ _LOGS = [
     ),
     *harmless("a loss that is not finite stops the run", logging_nan_inf_filter=True),
     *harmless(
-        "Weights & Biases is the one tracker; tracker.project names its project",
+        "there is no trackio; tracker=wandb, tensorboard or mlflow, and tracker.project names the project",
         project="huggingface",
         trackio_space_id=None,
         trackio_bucket_id=None,

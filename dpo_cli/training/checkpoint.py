@@ -36,7 +36,6 @@ class TrainingState:
     """Fingerprint of the training groups."""
     settings: dict[str, Any]
     """What the updates depend on; a run goes on only under the same."""
-    wandb_id: str | None = None
     best: dict[str, Any] = field(default_factory=dict)
     """The best evaluation so far: ``{"step": n, "value": x}``, or empty."""
     loss: dict[str, dict[str, float]] = field(default_factory=dict)

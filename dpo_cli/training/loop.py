@@ -26,6 +26,7 @@ class Rhythm:
 
     log: int
     evaluate: int | None
+    sample: int | None
     save: int | None
 
 
@@ -51,6 +52,10 @@ class Hooks(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def evaluate(self, step: int) -> None: ...
+
+    def sample(self, step: int) -> object: ...
+
+    def is_enough(self, step: int) -> bool: ...
 
     def save(self, step: int) -> None: ...
 
@@ -85,11 +90,12 @@ def fit(
     work: Work,
     window: Window,
     state: LossState,
-) -> None:
-    """Run the plan's updates from ``start`` on. All ranks must call it.
+) -> int:
+    """Run the plan's updates from ``start`` on; returns how many have been done in all. All ranks must call it.
 
-    The state after update n is the same whether the run was stopped before or not: everything an update depends on
-    is the plan, the weights and moments, what the loss remembers, and a reference that moves.
+    A run ends early where the hooks say that it is enough. The state after update n is the same whether the run was
+    stopped before or not: everything an update depends on is the plan, the weights and moments, what the loss
+    remembers, and a reference that moves.
 
     Args:
         engine: around the policy.
@@ -109,7 +115,12 @@ def fit(
         Preempted: from the hooks, if a stop was requested; the state was saved.
         NumericsError: if the numbers went bad.
     """
+    progress: dict[str, float] = {}
     for index in range(start, len(plan)):
+        if hooks.is_enough(index):
+            if window.seconds:
+                _log(hooks, index, progress, window, work)
+            return index
         step, lr = plan[index], rate(index)
         began = time.perf_counter()
         with hooks.updating(index):
@@ -120,17 +131,25 @@ def fit(
         window.flops += sum(work.flops[group] for group in step.groups)
         done = index + 1
         last = done == len(plan)
+        progress = {"grad_norm": norm, "lr": lr, "epoch": step.epoch}
         hooks.updated(done, state)
         if done % rhythm.log == 0 or last:
-            progress = {"grad_norm": norm, "lr": lr, "epoch": step.epoch}
-            hooks.log(done, {**window.sums.means(sums), **progress, **_speed(window, work), **memory()})
-            window.clear()
+            _log(hooks, done, progress, window, work)
         if rhythm.evaluate and done % rhythm.evaluate == 0 and not last:
             hooks.evaluate(done)
+        if rhythm.sample and done % rhythm.sample == 0 and not last:
+            hooks.sample(done)
         saved = bool(rhythm.save and done % rhythm.save == 0 and not last)
         if saved:
             hooks.save(done)
         hooks.honour_stop(done, saved=saved)
+    return len(plan)
+
+
+def _log(hooks: Hooks, step: int, progress: Mapping[str, float], window: Window, work: Work) -> None:
+    """A line about what happened since the last one."""
+    hooks.log(step, {**window.sums.means(sums), **progress, **_speed(window, work), **memory()})
+    window.clear()
 
 
 def memory() -> dict[str, float]:

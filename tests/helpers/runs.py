@@ -90,6 +90,7 @@ class Place:
         fault: Mapping[str, object] | None = None,
         cache: Path | None = None,
         cwd: Path | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> Ended:
         """Run the command, with a fault as ``python -m dpo_cli``, else in a fork; nothing of it is left running.
 
@@ -100,11 +101,12 @@ class Place:
             fault: what goes wrong in it, and where: see ``runs/faults/sitecustomize.py``.
             cache: of the reference; None = the place's own.
             cwd: where it is run.
+            variables: of the environment.
         """
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "DPO", "HF_"))}
         for name in RANKS:
             environment.pop(name, None)
-        environment |= {**forks.FIXED, "DPO_CACHE": str(cache or self.root / "cache")}
+        environment |= {**forks.FIXED, "DPO_CACHE": str(cache or self.root / "cache"), **(variables or {})}
         words = [command, *(f"{key}={'null' if value is None else value}" for key, value in arguments.items()), *flags]
         if fault is None:
             return Ended(*forks.run(words, environment, cwd or self.root))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -50,8 +51,10 @@ def test_the_usual_run_is_a_demanding_one(place: Place, whole: Path) -> None:
 
 
 def test_the_same_seed_is_the_same_run_to_the_bit_whatever_is_looked_at(place: Place, whole: Path, tmp_path) -> None:
-    """Evaluations and checkpoints leave no trace in the updates. Of checkpoints, the newest and the best remain."""
+    """Evaluations, samples and checkpoints leave no trace in the updates. Of checkpoints, the newest and the best
+    remain."""
     changes = {"train.save_every": 1, "train.eval_every": 1, "train.keep_best": "logps/chosen"}
+    changes |= {"train.sample_every": 1, "eval.samples": 3, "eval.max_new_tokens": 6, "train.stop.kl": 1e9}
     again = place.run(tmp_path / "again", changes)
     assert updates(again) == updates(whole)
     assert_same_bits(weights(again), weights(whole))
@@ -61,6 +64,12 @@ def test_the_same_seed_is_the_same_run_to_the_bit_whatever_is_looked_at(place: P
     # Nothing is saved after the last update: final/ is that.
     best = max(range(1, UPDATES), key=lambda step: by_step[step]["eval/logps/chosen"])
     assert steps(again) == sorted({best, UPDATES - 2, UPDATES - 1})
+    answers = [json.loads(line) for line in (again / "samples.jsonl").read_text().splitlines()]
+    prompts = [[row["prompt"] for row in answers if row["step"] == step] for step in range(UPDATES + 1)]
+    assert prompts == [prompts[0]] * (UPDATES + 1)
+    assert len(prompts[0]) == 3
+    kl = {line["step"]: line["samples/kl"] for line in metrics(again) if "samples/kl" in line}
+    assert list(kl) == list(range(1, UPDATES + 1))
     # The second run over the same rows computes no reference.
     assert record(again)["reference"]["tokens_computed"] == 0
     assert record(again)["reference"]["tokens_read"] > 0
@@ -107,6 +116,7 @@ def test_a_live_reference_that_is_shared_out_gives_the_same_run(place: Place, tm
     """Its log-probs in training, evaluation, and of the samples at the end."""
     changes = {"reference.mode": "live", "launch.num_processes": 2, "engine.zero_stage": stage}
     changes |= {"engine.deepspeed": SHARD_ALL, "train.epochs": 1, "eval.samples": 4, "eval.max_new_tokens": 6}
+    changes |= {"train.sample_every": 2}
     whole = place.run(tmp_path / "whole", {**changes, "reference.sharded": "false"})
     ended = place.try_run(tmp_path / "shared", {**changes, "reference.sharded": "auto" if stage == 3 else "true"})
     assert ended.code == 0, ended.err[-3000:]

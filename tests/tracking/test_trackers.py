@@ -1,69 +1,63 @@
-"""metrics.jsonl keeps everything; Weights & Biases never stops a run."""
+"""Trackers get every line once, whenever they come by; what they fail to do is said."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
+from helpers.wandb_server import KEY, serving
 
-from dpo_cli.tracking.trackers import JsonLines, WandB, wandb_mode
+from dpo_cli.errors import DpoError
+from dpo_cli.tracking import progress
+from dpo_cli.tracking.backends import KINDS, Kind, without_secrets
+from dpo_cli.tracking.progress import Progress
+from dpo_cli.tracking.trackers import Tracker, check_usable, finish, wandb_mode
 
-# JsonLines
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def test_one_object_per_step_readable_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    tracker = JsonLines(path)
-    tracker.log(1, {"train/loss": 0.6931471805599453, "train/lr": 5e-7})
-    assert lines(path) == [{"step": 1, "train/loss": 0.6931471805599453, "train/lr": 5e-7}]
-    tracker.log(2, {"eval/loss": 0.5})
-    tracker.finish(0)
-    assert lines(path)[1] == {"step": 2, "eval/loss": 0.5}
+# Progress
 
 
-def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    JsonLines(path).log(3, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 0.0})
-    assert path.read_text() == '{"step": 3, "a": null, "b": null, "c": null, "d": 0.0}\n'
+def test_a_line_counts_as_sent_by_its_step_and_its_names() -> None:
+    sent = Progress()
+    sent.add(3, ["b", "a"])
+    sent.add(4, ["a"])
+    assert [sent.has(2, ["z"]), sent.has(3, ["z"]), sent.has(4, ["a"])] == [True, True, True]
+    assert [sent.has(4, ["a", "b"]), sent.has(5, ["a"])] == [False, False]
 
 
-FULL = '{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n{"step": 2, "b": 0.5}\n{"step": 3, "a": 3.0}\n'
-DROPPED = ['{"step": 4, "a"', '{"st', "", "[1]", '"step"', "{}", '{"step": null}', '{"step": "x"}', '{"step": NaN}']
+def test_what_is_not_sent_is_counted(tmp_path: Path) -> None:
+    write(tmp_path, *({"step": step, "loss": 1.0} for step in range(5)), {"step": 4, "eval/loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    sent = Progress(step=3, lines=[["loss"]])
+    assert [progress.unsent(tmp_path, each) for each in (Progress(), sent)] == [6, 2]
+    assert progress.unsent(tmp_path / "none", sent) == 0
 
 
-@pytest.mark.parametrize(
-    ("content", "resume_after", "kept"),
-    [
-        (FULL, 3, [1, 2, 2, 3]),
-        (FULL, 2, [1, 2, 2]),
-        (FULL, 0, []),
-        ("", 5, []),
-        *((FULL + half, 9, [1, 2, 2, 3]) for half in DROPPED),
-        *((half + "\n" + FULL, 9, [1, 2, 2, 3]) for half in DROPPED),
-    ],
-)
-def test_resume_drops_later_and_half_lines(tmp_path: Path, content: str, resume_after: int, kept: list[int]) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(content)
-    JsonLines(path, resume_after=resume_after).log(resume_after + 1, {"a": 9.0})
-    assert [line["step"] for line in lines(path)] == [*kept, resume_after + 1]
-    assert lines(path)[: len(kept)] == [json.loads(line) for line in FULL.splitlines()[: len(kept)]]
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+# What is needed
 
 
-def test_resume_without_a_file_starts_one(tmp_path: Path) -> None:
-    JsonLines(tmp_path / "metrics.jsonl", resume_after=3).log(4, {"a": 1.0})
-    assert lines(tmp_path / "metrics.jsonl") == [{"step": 4, "a": 1.0}]
+def test_a_tracker_that_is_not_installed_names_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(KINDS, "tensorboard", Kind("TensorBoard", "no_such_package", "tensorboard", ""))
+    with pytest.raises(DpoError, match="tracker=tensorboard needs TensorBoard: pip install"):
+        check_usable(["tensorboard"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="needs dpo-cli[mlflow]")
+def test_mlflow_without_a_server_says_so(monkeypatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(DpoError, match="set MLFLOW_TRACKING_URI"):
+        check_usable(["mlflow"])
+
+
+def test_errors_are_said_without_secrets(monkeypatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "hunter22")
+    assert without_secrets("401 for hunter22 at https://me:pass@host/x") == "401 for *** at https://***@host/x"
 
 
 # wandb_mode
@@ -79,9 +73,6 @@ def nothing_set_up(tmp_path: Path, monkeypatch) -> Path:
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     return home
-
-
-KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.mark.parametrize(
@@ -120,88 +111,123 @@ def test_a_wandb_login_counts_as_a_key(nothing_set_up: Path, content: str, expec
     assert wandb_mode("auto") == expected
 
 
-# WandB
+# Trackers
+
+
+def write(folder: Path, *lines: dict[str, Any], name: str = "metrics.jsonl") -> None:
+    with (folder / name).open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def follow(name: str, folder: Path, *, exit_code: int = 0, seconds: float = 60, **changes: Any) -> list[str]:
+    """Send what is new of a run; returns the warnings."""
+    warnings: list[str] = []
+    settings = {"project": "dpo", "run_name": "a run", "group": "sweep", "config": {"loss": {"beta": 0.1}}}
+    tracker = Tracker(
+        name, folder, **{**settings, "mode": "online", **changes}, say=lambda text: None, warn=warnings.append
+    )
+    finish([tracker], exit_code, seconds=seconds, warn=warnings.append)
+    return warnings
+
+
+def make_run(folder: Path) -> None:
+    """A run of three updates with samples and an alert."""
+    write(folder, *({"step": step, "loss": step / 8, "odd": None} for step in (1, 2, 3)), {"step": 3, "eval/loss": 0.5})
+    answers = [{"step": 3, "prompt": "a | b", "answer": "c", "true_reward": 0.5}]
+    write(folder, *answers, name="samples.jsonl")
+    alert = {"step": 3, "name": "overconfident", "text": "it is"}
+    (folder / "run.json").write_text(json.dumps({"alerts": [alert], "final": {"eval/loss": 0.5}, "updates": 3}))
 
 
 @pytest.fixture
-def fresh_wandb(nothing_set_up):
-    """wandb reads the environment once per process."""
-    wandb.teardown()
-    yield
-    wandb.teardown()
-
-
-def make(folder: Path, warnings: list[str], **options: Any) -> WandB:
-    defaults = {"mode": "offline", "project": "dpo", "name": "a run", "group": None, "run_id": None}
-    config = {"seed": 0, "loss": {"name": "dpo", "beta": 0.1}}
-    return WandB(**(defaults | options), folder=folder, config=config, warn=warnings.append)
-
-
-def test_offline_writes_a_run(fresh_wandb, tmp_path: Path) -> None:
-    warnings: list[str] = []
-    tracker = make(tmp_path, warnings, run_id="abc123")
-    tracker.log(1, {"train/loss": 0.69, "train/odd": math.nan})
-    tracker.log(2, {"train/loss": 0.5})
-    tracker.finish(0)
-    wandb.teardown()  # as at the end of the process; until then the file may still be on its way
-    assert warnings == []
-    assert tracker.run_id == "abc123"
-    (written,) = tmp_path.glob("wandb/offline-run-*-abc123/run-abc123.wandb")
-    data = written.read_bytes()
-    assert all(word in data for word in (b"train/step", b"train/loss", b"a run", b"beta"))
-
-
-def test_a_new_run_gets_an_id(fresh_wandb, tmp_path: Path) -> None:
-    trackers = [make(tmp_path, []) for _ in range(2)]
-    for tracker in trackers:
-        tracker.finish(0)
-    assert len({tracker.run_id for tracker in trackers}) == 2
-    assert all(len(list(tmp_path.glob(f"wandb/offline-run-*-{tracker.run_id}"))) == 1 for tracker in trackers)
-
-
-LOST = "Weights & Biases: {}; going on without it, metrics.jsonl has every metric"
-
-
-@pytest.mark.parametrize(
-    ("environment", "options", "error"),
-    [
-        ({}, {"project": "a/b"}, "UsageError"),
-        ({"WANDB_INIT_TIMEOUT": "soon"}, {}, "ValidationError"),
-    ],
-)
-def test_wandb_that_refuses_is_said_once(
-    fresh_wandb, tmp_path: Path, monkeypatch, environment, options, error: str
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    warnings: list[str] = []
-    tracker = make(tmp_path, warnings, **options)
-    tracker.log(1, {"a": 1.0})
-    tracker.log(2, {"a": 1.0})
-    tracker.finish(1)
-    assert warnings == [LOST.format(error)]
-
-
-def test_a_run_that_breaks_on_the_way_is_said_once(fresh_wandb, tmp_path: Path) -> None:
-    warnings: list[str] = []
-    tracker = make(tmp_path, warnings)
-    tracker.log(1, {"a": 1.0})
-    tracker._run.finish()  # behind its back
-    for step in (2, 3):
-        tracker.log(step, {"a": 1.0})
-    tracker.finish(0)
-    assert warnings == [LOST.format("UsageError")]
+def server(nothing_set_up: Path, monkeypatch) -> Iterator[Any]:
+    with serving() as heard:
+        for name, value in heard.environment.items():
+            monkeypatch.setenv(name, value)
+        yield heard
 
 
 @pytest.mark.slow
-def test_a_server_that_refuses_connections_costs_half_a_minute_once(fresh_wandb, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    warnings: list[str] = []
+def test_wandb_gets_every_line_once_however_often_it_is_cut_off(server: Any, tmp_path: Path) -> None:
+    make_run(tmp_path)
+    assert follow("wandb", tmp_path, exit_code=75) == []
+    sent = progress.load(tmp_path, "wandb")
+    run = str(sent.run_id)
+    assert (sent.finished, sent.step, sent.sampled, sent.alerts) == (True, 3, 3, 1)
+    assert server.steps(run, "loss") == [1, 2, 3]
+    assert server.steps(run, "eval/loss") == server.steps(run, "samples") == [3]
+    assert all("odd" not in line for line in server.history[run])
+    asked = [variables for name, variables in server.operations if name == "UpsertBucket"]
+    assert {(each.get("groupName"), each.get("jobType")) for each in asked if each.get("groupName")} == {
+        ("sweep", "train")
+    }
+    assert any("NotifyScriptableRunAlert" in name for name, _ in server.operations)
+    # The run goes on, and writes its last update again.
+    write(tmp_path, {"step": 3, "loss": 3 / 8, "odd": None}, {"step": 4, "loss": 4 / 8})
+    assert follow("wandb", tmp_path) == []
+    assert server.steps(run, "loss") == [1, 2, 3, 4]
+    assert server.summary[run]["eval/loss"] == 0.5
+    # Cut off: what has arrived is asked of the server, whatever is believed here.
+    progress.save(tmp_path, "wandb", Progress(run_id=run, step=9, sampled=3, alerts=1))
+    write(tmp_path, {"step": 5, "loss": 5 / 8})
+    assert follow("wandb", tmp_path) == []
+    assert server.steps(run, "loss") == [1, 2, 3, 4, 5]
+    assert KEY not in "".join(path.read_text() for path in (tmp_path / "trackers").iterdir())
+
+
+@pytest.mark.slow
+def test_wandb_that_refuses_is_said_once_and_stops_nothing(nothing_set_up: Path, tmp_path: Path) -> None:
+    make_run(tmp_path)
+    said, rest = follow("wandb", tmp_path, mode="offline", project="a/b")
+    assert said.startswith("Weights & Biases: UsageError: ")
+    assert rest == f"Weights & Biases: 4 lines of metrics.jsonl were not sent; `dpo sync {tmp_path}` sends them"
+
+
+def test_a_tracker_whose_process_dies_is_said(tmp_path: Path, monkeypatch) -> None:
+    make_run(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # where there is no such module
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dpo_cli.py").write_text("raise SystemExit(3)")
     start = time.monotonic()
-    tracker = make(tmp_path, warnings, mode="online")
-    for step in range(3):
-        tracker.log(step, {"a": 1.0})
-    tracker.finish(0)
-    assert time.monotonic() - start < 40
-    assert warnings == [LOST.format("CommError")]
+    (said,) = follow("wandb", tmp_path)
+    assert "4 lines of metrics.jsonl were not sent" in said
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs dpo-cli[tensorboard]")
+def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    make_run(tmp_path)
+    assert follow("tensorboard", tmp_path, exit_code=75) == []
+    write(tmp_path, {"step": 3, "loss": 3 / 8, "odd": None}, {"step": 4, "loss": 4 / 8})
+    assert follow("tensorboard", tmp_path) == []
+    read = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in read.Scalars("loss")] == [(n, n / 8) for n in (1, 2, 3, 4)]
+    assert [(event.step, event.value) for event in read.Scalars("eval/loss")] == [(3, 0.5)]
+    texts = {tag: read.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in read.Tags()["tensors"]}
+    assert "beta: 0.1" in texts["config/text_summary"] if "config/text_summary" in texts else texts["config"]
+    assert any("a \\| b" in text for text in texts.values())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="needs dpo-cli[mlflow]")
+def test_mlflow_reads_back_what_was_logged(tmp_path: Path, monkeypatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    place = (tmp_path / "store").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    make_run(tmp_path)
+    assert follow("mlflow", tmp_path, exit_code=75) == []
+    client, run = MlflowClient(place), str(progress.load(tmp_path, "mlflow").run_id)
+    assert client.get_run(run).info.status == "KILLED"
+    write(tmp_path, {"step": 3, "loss": 3 / 8, "odd": None}, {"step": 4, "loss": 4 / 8})
+    assert follow("mlflow", tmp_path) == []
+    assert progress.load(tmp_path, "mlflow").run_id == run
+    assert [(m.step, m.value) for m in client.get_metric_history(run, "loss")] == [(n, n / 8) for n in (1, 2, 3, 4)]
+    found = client.get_run(run)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "a run")
+    assert found.data.params["loss.beta"] == "0.1"
+    assert found.data.tags["group"] == "sweep"
+    assert found.data.tags["alert.overconfident"] == "after update 3: it is"
+    assert [file.path for file in client.list_artifacts(run, "samples")] == ["samples/step-000003.json"]

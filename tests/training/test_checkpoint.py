@@ -53,7 +53,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def test_what_is_written_is_read_back_bitwise(tmp_path: Path) -> None:
-    others = {"wandb_id": "x1", "best": {"step": 2, "value": 0.25}, "pending": [0.5, 2.0]}
+    others = {"best": {"step": 2, "value": 0.25}, "pending": [0.5, 2.0]}
     folder = save(tmp_path, 4, **others)
     assert folder == folder_of(tmp_path, 4) == tmp_path / "step-4"
     found = read(folder)
@@ -183,9 +183,11 @@ def test_strange_names_are_no_checkpoints(tmp_path: Path) -> None:
 
 def test_a_step_written_twice_is_the_second_one(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    write(tmp_path, state_of(1, wandb_id="second"), weights_of(8).items(), moments_of(8).items(), first=True)
+    write(
+        tmp_path, state_of(1, best={"step": 1, "value": 0.5}), weights_of(8).items(), moments_of(8).items(), first=True
+    )
     found = read(tmp_path / "step-1")
-    assert found.state.wandb_id == "second"
+    assert found.state.best == {"step": 1, "value": 0.5}
     assert_equal(found.weights(), weights_of(8))
 
 

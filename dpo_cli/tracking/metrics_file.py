@@ -1,0 +1,52 @@
+"""``metrics.jsonl``: every metric of a run, whatever else is told of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class JsonLines:
+    """``metrics.jsonl``: one object per line, with ``step``."""
+
+    def __init__(self, path: Path, *, resume_after: int | None = None) -> None:
+        """
+        Args:
+            path: of the file.
+            resume_after: keep what is there up to this step, and drop lines of later steps, which will be run again.
+        """
+        self.kept: list[tuple[int, dict[str, float]]] = []
+        """Steps and finite values of the lines that were kept."""
+        self._said: set[tuple[int, frozenset[str]]] = set()
+        if resume_after is not None and path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= resume_after]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            partial.replace(path)
+            for line in kept:
+                values = json.loads(line)
+                step = int(values.pop("step"))
+                self.kept.append((step, {name: value for name, value in values.items() if value is not None}))
+                self._said.add((step, frozenset(values)))
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A line. JSON has no NaN or infinity: they become null. What a line kept already says is not said again: a run
+        that was stopped after its last update evaluates once more."""
+        if (step, frozenset(metrics)) in self._said:
+            return
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._file.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be half a line
+        return math.inf
