@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from dpo_cli import __version__
 from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.secret import check_words, hide
 
 COMMANDS = {
     "train": "train a model on preferences; -m sweeps over values",
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(words)
     except DpoError as error:
-        print(f"dpo: {error}", file=sys.stderr)
+        print(hide(f"dpo: {error}"), file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
         print("dpo: interrupted", file=sys.stderr)
@@ -66,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.IO)
     except OSError as error:
-        print(f"dpo: {describe(error)}", file=sys.stderr)
+        print(hide(f"dpo: {describe(error)}"), file=sys.stderr)
         if os.environ.get("DPO_TRACEBACK"):
-            traceback.print_exc()
+            print(hide(traceback.format_exc()), end="", file=sys.stderr)
         return int(ExitCode.IO)
     except Exception:
-        traceback.print_exc()
+        print(hide(traceback.format_exc()), end="", file=sys.stderr)
         print("dpo: this is a bug in dpo or in a library it uses, not in your input", file=sys.stderr)
         return int(ExitCode.INTERNAL)
 
@@ -132,6 +133,7 @@ def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return int(ExitCode.DONE)
+    check_words(words)
     name, *rest = words
     match name:
         case "--version" | "-V":

@@ -11,6 +11,7 @@ from typing import Any
 
 from dpo_cli import distributed
 from dpo_cli.commands.parts import Reference, Scorer
+from dpo_cli.commands.public import without_signatures
 from dpo_cli.commands.report import append_samples
 from dpo_cli.commands.rows import Rows
 from dpo_cli.commands.sampling import sample_answers
@@ -44,7 +45,7 @@ def open_trackers(config: TrainConfig, run_dir: Path, resumed: Checkpoint | None
                 name=config.tracker.run_name or run_dir.name,
                 group=config.tracker.group,
                 folder=run_dir,
-                config=config.model_dump(mode="json"),
+                config=without_signatures(config.model_dump(mode="json")),
                 # A run that begins from another run's checkpoint is a run of its own.
                 run_id=resumed.state.wandb_id if resumed is not None and _is_of(resumed, run_dir) else None,
                 warn=console.warn,

@@ -69,8 +69,8 @@ def _pool(workers: int, work: Work[Done]) -> Iterator[Callable[[Sequence[Row]], 
         yield lambda rows: pool.submit(_work, rows)
     except BrokenProcessPool:
         raise DpoError(
-            "a process that was tokenising rows was ended from outside: by a lack of memory, or by a chat template that "
-            "could not be stopped otherwise (then it says where, above); data.workers=1 uses no other processes"
+            "a process that was tokenising rows was ended from outside: by a lack of memory, or by a chat template "
+            "that could be stopped in no other way (above it says where); data.workers=1 uses no other processes"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -82,9 +82,7 @@ def check_template_args(given: Mapping[str, Any], place: str) -> None:
         raise DataError(f"{place}: expected tools to be a list of JSON schemas, found {type(tools).__name__}")
 
 
-def render_all(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, **options: Any
-) -> list[Rendered]:
+def render_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, **options: Any) -> list[Rendered]:
     """``render`` of each, with its ``options``, in bounded time and memory.
 
     Raises:
