@@ -9,6 +9,7 @@ from helpers.command import Outcome, dpo_each
 from helpers.run_folders import config
 
 from dpo_cli import cli, secret
+from dpo_cli.commands.public import without_signatures
 from dpo_cli.errors import ConfigError
 
 VARIABLES = {
@@ -81,6 +82,12 @@ def test_all_keys_are_named() -> None:
         "a.b.1 holds what looks like a token of the hub",
         "a key in the configuration holds what looks like a token of the hub",
     ]
+
+
+def test_a_tracker_is_told_of_no_signature() -> None:
+    settings = {"data": {"path": "https://host/a.jsonl?X-Amz-Signature=canary", "eval": "~/b.jsonl"}, "seed": 1}
+    told = {"data": {"path": "https://host/a.jsonl", "eval": "~/b.jsonl"}, "seed": 1}
+    assert without_signatures(settings) == told
 
 
 def test_a_traceback_shows_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
