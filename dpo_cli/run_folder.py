@@ -70,9 +70,9 @@ def read(run_dir: Path) -> dict[str, Any]:
     """The run's record, or an empty one."""
     try:
         record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    return dict(record)
+    return record if isinstance(record, dict) else {}
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
