@@ -26,6 +26,7 @@ HELPERS = {
     "import": "turn a TRL, axolotl or LLaMA-Factory config into an experiment",
     "merge": "merge an adapter into its base model: plain weights with the same log-probs",
     "push": "upload a trained model to the Hugging Face hub, private unless told otherwise",
+    "doctor": "look this machine over, or a run's folder: versions, devices, disk, caches, checkpoints",
     "configs": "print the folder with the configuration files, to read or to copy from",
     "completion": "print tab completion for bash, zsh or fish",
 }
@@ -159,6 +160,10 @@ def _run(words: list[str]) -> int:
             from dpo_cli.commands.merge import run as merge
 
             merge(rest)
+        case "doctor":
+            from dpo_cli.commands.doctor import run as doctor
+
+            doctor(rest)
         case "push":
             from dpo_cli.commands.push import run as push
 

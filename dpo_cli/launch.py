@@ -175,7 +175,9 @@ def _call(command: str, config: TrainConfig | ScoreConfig) -> None:
     """Run a command in this process."""
     from dpo_cli.allocator import keep_freed_memory
     from dpo_cli.quiet import quieten
+    from dpo_cli.versions import check_versions
 
+    check_versions()
     quieten()
     keep_freed_memory()
     import torch
