@@ -41,7 +41,7 @@ def needed(*, extras: bool = False) -> Iterator[Needed]:
         package = Requirement(line)
         marker = package.marker
         optional = marker is not None and not marker.evaluate({"extra": ""})
-        if optional and not (extras and any(marker.evaluate({"extra": name}) for name in _EXTRAS)):
+        if optional and not (extras and any(marker and marker.evaluate({"extra": name}) for name in _EXTRAS)):
             continue
         try:
             found = version(package.name)

@@ -52,7 +52,9 @@ def load_tokenizer(path: str, revision: str | None, *, name: str | None = None) 
     check_links(Path(path))
     try:
         with understood(f"{name}: no tokenizer could be loaded from it"):
-            return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+            tokenizer("a")  # much of what its files say is not looked at before
+            return tokenizer
     except DpoError:
         if files.path != path:  # an adapter without a tokenizer of its own
             return load_tokenizer(files.path, files.revision, name=f"{name} on {files.path}")

@@ -42,7 +42,7 @@ def mutated_tree(tree: Any, pick: random.Random) -> Any:
             case 1:
                 parent[key] = copy.deepcopy(pick.choice(list(_places(tree)))[0])
             case _:
-                parent[key] = pick.choice(JUNK)
+                parent[key] = copy.deepcopy(pick.choice(JUNK))
         if not tree:
             break
     return tree
