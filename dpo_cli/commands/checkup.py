@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dpo_cli.commands.caches import cache_folder
+from dpo_cli.commands.caches import cache_folder, is_open_to_all
 from dpo_cli.errors import DpoError, one_line
 from dpo_cli.versions import needed
 
@@ -38,7 +38,11 @@ def machine() -> Iterator[Finding]:
     """What a run would find here."""
     yield from _packages()
     yield from _devices()
-    cache = cache_folder(None)
+    try:
+        cache = cache_folder(None)
+    except DpoError as error:
+        yield Finding("cache", "folder", str(error), False)
+        return
     for name, folder in (("here", Path.cwd()), ("cache", cache), ("temporary files", Path(tempfile.gettempdir()))):
         yield _disk(name, folder)
     yield from _cache(cache)
@@ -93,8 +97,8 @@ def _cache(cache: Path) -> Iterator[Finding]:
     if not cache.is_dir():
         yield Finding("cache", "folder", f"{cache}: nothing is there yet")
         return
-    if problem := _open_to_others(cache):
-        yield Finding("cache", "folder", f"{cache} {problem}", False, f"chmod go-w {cache}, or set DPO_CACHE")
+    if is_open_to_all(cache):
+        yield Finding("cache", "folder", f"{cache} can be written to by everybody", False, f"chmod o-w {cache}")
     yield from _references(cache / "reference")
     yield from _tables(cache / "tokens")
     leftovers = [path for path in cache.rglob("*") if path.name.endswith((".partial", ".new"))]
@@ -245,14 +249,6 @@ def _final(folder: Path) -> Finding:
     numbers = sum(math.prod(tensor.shape) for tensor in held.values())
     kind = "an adapter" if adapter else "a model"
     return Finding("run", "final", f"{kind} of {numbers / 1e6:,.2f} million numbers, all finite")
-
-
-def _open_to_others(folder: Path) -> str:
-    """What lets others put files into a folder that are then believed; empty if nothing does."""
-    stat = folder.stat()
-    if hasattr(os, "getuid") and stat.st_uid not in (os.getuid(), 0):
-        return "belongs to another user"
-    return "can be written to by everybody" if stat.st_mode & 0o002 and not stat.st_mode & 0o1000 else ""
 
 
 def _is_held(lock: Path) -> bool:
