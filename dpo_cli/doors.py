@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped] # OmegaConf reads files with it
 
 from dpo_cli.errors import ConfigError
+from dpo_cli.overrides import is_flag
 
 _OWN_PLUGINS = {
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
@@ -61,20 +62,21 @@ def check_search_path(flags: Sequence[str], overrides: Sequence[str]) -> None:
         ConfigError: if it names more than folders.
     """
     found = [word for word in overrides if word.lstrip("+~").startswith("hydra.searchpath")]
-    named = _values_of(flags, "--config-name", "-cn")
-    for folder in _values_of(flags, "--config-dir", "-cd", "--config-path", "-cp"):
+    named = _values_of(flags, "-cn", "--config-name")
+    for folder in [*_values_of(flags, "-cd", "--config-dir"), *_values_of(flags, "-cp", "--config-path")]:
         for name in named:
             file = Path(folder, name if name.endswith(".yaml") else f"{name}.yaml")
             with suppress(OSError, ValueError, YAMLError, OmegaConfBaseException):  # Hydra says what is wrong with it
                 settings = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
                 found.append(str((settings.get("hydra") or {}).get("searchpath")) if isinstance(settings, dict) else "")
-    if any(scheme != "file" for text in found for scheme in re.findall(r"(\w+)://", text)):
+    others = [re.sub(r"file://[^'\",\]]*", "", text) for text in found]
+    if any(sign in text for text in others for sign in ("://", "${")):  # an interpolation may come to anything
         raise ConfigError(["hydra.searchpath would import a package, which is code; expected folders alone"])
 
 
-def _values_of(flags: Sequence[str], *names: str) -> list[str]:
+def _values_of(flags: Sequence[str], short: str, long: str) -> list[str]:
     words = [part for flag in flags for part in (flag.split("=", 1) if flag.startswith("-") else [flag])]
-    return [value for name, value in pairwise(words) if name in names]
+    return [value for name, value in pairwise(words) if name == short or is_flag(name, long)]
 
 
 def targets(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

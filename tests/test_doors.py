@@ -72,6 +72,7 @@ TRIED: dict[str, tuple[list[str], Sequence[str]]] = {
     ),
     "search path": (["hydra.searchpath=[pkg://evil]"], SEARCH),
     "primary configuration": (["--config-name", "primary"], SEARCH),
+    "primary configuration, cut short": (["--config-na=primary"], SEARCH),
     "target": (["+data.template_args={x:{_target_:os.system}}"], [f"data.template_args.x._target_{NAMED}"]),
 }
 
@@ -89,7 +90,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     (root / "evil.pkl").write_bytes(pickle.dumps(_Payload()))
     (root / "evil").mkdir()
     (root / "evil" / "__init__.py").write_text("open('pwned', 'w')")
-    primary = "defaults: [train, _self_]\nhydra: {searchpath: ['pkg://evil']}\nseed: 1\n"
+    primary = "defaults: [train, _self_]\nevil: pkg://evil\nhydra: {searchpath: ['${evil}']}\n"
     (root / "mine" / "primary.yaml").write_text(primary)
     for name, text in (("hydra", HYDRA), ("targets", TARGETS), ("tags", TAGS)):
         (experiments / f"{name}.yaml").write_text(f"# @package _global_\n{text}")
