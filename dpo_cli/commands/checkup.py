@@ -217,7 +217,9 @@ def _checkpoints(folder: Path, newest: int, status: str) -> Iterator[Finding]:
             yield Finding("checkpoints", place.name, f"whole: update {state.step:,}, every hash compared")
         except CheckpointError as error:
             what = str(error).replace(f"{place}: ", "").replace(f"{place} ", "")
-            yield Finding("checkpoints", place.name, one_line(what, 200), False, f"rm -r {place}: resume=auto skips it")
+            yield Finding(
+                "checkpoints", place.name, one_line(what, 200), False, f"resume=auto skips it; rm -r {place} removes it"
+            )
     if not found and newest and status not in ("done", "running"):
         yield Finding("checkpoints", "none", "there is nothing to go on from", False, "start again in a new folder")
 
@@ -245,7 +247,8 @@ def _final(folder: Path) -> Finding:
         advice = "resume=auto writes it again from the last checkpoint" + (
             "" if (folder.parent / "checkpoints").is_dir() else ", if there is one"
         )
-        return Finding("run", "final", one_line(str(error), 300), False, advice)
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        return Finding("run", "final", one_line(what, 300), False, advice)
     numbers = sum(math.prod(tensor.shape) for tensor in held.values())
     kind = "an adapter" if adapter else "a model"
     return Finding("run", "final", f"{kind} of {numbers / 1e6:,.2f} million numbers, all finite")
