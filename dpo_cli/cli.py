@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from dpo_cli import __version__
 from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.secret import check_words, hide
 
 COMMANDS = {
     "train": "train a model on preferences; -m sweeps over values",
@@ -26,6 +27,7 @@ HELPERS = {
     "import": "turn a TRL, axolotl or LLaMA-Factory config into an experiment",
     "merge": "merge an adapter into its base model: plain weights with the same log-probs",
     "push": "upload a trained model to the Hugging Face hub, private unless told otherwise",
+    "doctor": "look this machine over, or a run's folder: versions, devices, disk, caches, checkpoints",
     "configs": "print the folder with the configuration files, to read or to copy from",
     "completion": "print tab completion for bash, zsh or fish",
 }
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(words)
     except DpoError as error:
-        print(f"dpo: {error}", file=sys.stderr)
+        print(hide(f"dpo: {error}"), file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
         print("dpo: interrupted", file=sys.stderr)
@@ -67,12 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.IO)
     except OSError as error:
-        print(f"dpo: {describe(error)}", file=sys.stderr)
+        print(hide(f"dpo: {describe(error)}"), file=sys.stderr)
         if os.environ.get("DPO_TRACEBACK"):
-            traceback.print_exc()
+            print(hide(traceback.format_exc()), end="", file=sys.stderr)
         return int(ExitCode.IO)
     except Exception:
-        traceback.print_exc()
+        print(hide(traceback.format_exc()), end="", file=sys.stderr)
         print("dpo: this is a bug in dpo or in a library it uses, not in your input", file=sys.stderr)
         return int(ExitCode.INTERNAL)
 
@@ -133,6 +135,7 @@ def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return int(ExitCode.DONE)
+    check_words(words)
     name, *rest = words
     match name:
         case "--version" | "-V":
@@ -162,6 +165,10 @@ def _run(words: list[str]) -> int:
             from dpo_cli.commands.merge import run as merge
 
             merge(rest)
+        case "doctor":
+            from dpo_cli.commands.doctor import run as doctor
+
+            doctor(rest)
         case "push":
             from dpo_cli.commands.push import run as push
 

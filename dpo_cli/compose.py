@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from dpo_cli.config import (
     read_config,
 )
 from dpo_cli.config_folder import config_folder
+from dpo_cli.doors import check_doors, check_search_path, targets
 from dpo_cli.errors import ConfigError, DpoError, ExitCode
 from dpo_cli.launchers.outer import check_none
 from dpo_cli.overrides import (
@@ -48,9 +49,9 @@ from dpo_cli.overrides import (
     explain_yaml,
     given,
     is_flag,
-    targets,
 )
 from dpo_cli.run_folder import read
+from dpo_cli.secret import check_settings
 
 SCHEMAS: dict[str, type[TrainConfig] | type[ScoreConfig]] = {
     "train": TrainConfig,
@@ -219,37 +220,34 @@ def _loader(flags: Sequence[str]) -> ConfigLoader:
     return Hydra.create_main_hydra2("dpo", search_path).config_loader
 
 
-def _check_no_code(command: str, words: Sequence[str]) -> None:
-    """Refuse the keys by which Hydra itself would run code that a configuration file names.
+def _check_composed(command: str, words: Sequence[str]) -> None:
+    """Refuse what Hydra itself would run, write or print before we see the configuration.
 
     Raises:
-        ConfigError: naming them.
+        ConfigError: naming the keys.
     """
     flags, overrides = apart(words)
     mode = RunMode.MULTIRUN if any(asks_for_sweep(word) for word in flags) else RunMode.RUN
+    check_search_path(flags, overrides)
     try:
         tree = _loader(flags).load_configuration(_config_name(command), overrides, run_mode=mode)
     except Exception:  # Hydra's own run is about to say what is wrong
         return
     finally:
         GlobalHydra.instance().clear()
-    settings = OmegaConf.to_container(tree.hydra, resolve=False)
-    doors = [f"hydra.{name}" for name in ("callbacks", "job_logging", "hydra_logging") if _has_code(settings, name)]
-    doors += [f"hydra.{key}" for key, target in targets(settings) if not target.startswith("hydra.")]
-    if doors:
-        raise ConfigError([f"{door} would run code: not supported in a configuration" for door in dict.fromkeys(doors)])
-
-
-def _has_code(settings: Any, name: str) -> bool:
-    part = settings.get(name) or {}
-    return bool(part) if name == "callbacks" else bool(part.get("handlers") or part.get("formatters"))
+    check_doors(tree)
+    check_settings(OmegaConf.to_container(tree, resolve=False))
+    with open_dict(tree):
+        del tree["hydra"]
+    with suppress(OmegaConfBaseException):
+        check_settings(OmegaConf.to_container(tree, resolve=True, throw_on_missing=False))
 
 
 def _hydra(command: str, words: Sequence[str], task: Callable[[DictConfig], None]) -> None:
     """Hydra's main with our arguments, and its complaints as ours."""
     _register_resolvers()
     check_options(words, config_folder())
-    _check_no_code(command, words)
+    _check_composed(command, words)
     options = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
     entry = hydra.main(config_path=str(config_folder()), config_name=_config_name(command), **options)(task)
     schema = SCHEMAS[command]
@@ -295,6 +293,9 @@ def _typed(command: str, tree: DictConfig) -> TrainConfig | ScoreConfig:
         raise ConfigError([f"{file}: the first line of an experiment must be `# @package _global_`"])
     if command in ("eval", "score"):
         values = _with_run(values, _overrides())
+        check_settings(values)  # another's run is another's configuration
+    if named := [f"{key}._target_".lstrip(".") for key, _ in targets(values)]:
+        raise ConfigError([f"{key} names code: no configuration runs any" for key in named])
     return read_config(values, SCHEMAS[command], list(_files()))
 
 

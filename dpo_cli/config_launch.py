@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from dpo_cli.config_types import Auto, CountFromZero, PositiveInt, Section
+from dpo_cli.secret import is_secret_variable
 
 
 def _time_limit(value: Any) -> str:
@@ -24,8 +25,6 @@ OneLine = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")]
 TimeLimit = Annotated[str, BeforeValidator(_time_limit)]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 OptionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
-
-_SECRET = re.compile("TOKEN(?!IZ)|SECRET|PASSW|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
 
 
 class LocalConfig(Section):
@@ -77,7 +76,7 @@ def launch_conflicts(launch: LaunchConfig) -> Iterator[str]:
     """Keys that contradict each other, or the way things are done."""
     if isinstance(launch, HostfileConfig):
         for name in launch.pass_env:
-            if is_secret(name):
+            if is_secret_variable(name):
                 yield (
                     f"launch.pass_env: {name} looks like a secret, which would be written to a file: set it on the "
                     "hosts, or log in there"
@@ -86,11 +85,6 @@ def launch_conflicts(launch: LaunchConfig) -> Iterator[str]:
         for name in launch.extra:
             if name in _OURS:
                 yield f"launch.extra.{name} is decided by dpo: {_OURS[name]}"
-
-
-def is_secret(name: str) -> bool:
-    """Whether an environment variable of this name may hold a secret."""
-    return _SECRET.search(name) is not None
 
 
 _OURS = {

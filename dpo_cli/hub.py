@@ -7,8 +7,7 @@ only to see that no file and no message holds it.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from dpo_cli.errors import DpoError, StorageError, one_line
+from dpo_cli.secret import find, hide
 
 WEIGHTS = (
     "model.safetensors",
@@ -42,10 +42,6 @@ ALLOWED = (
 )
 """The only files that are ever uploaded."""
 _NO_TEXT = ".safetensors"
-_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
-_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD", re.IGNORECASE)
-_SECRET_LENGTH = 12
-"""Shorter values of such variables are words that may stand anywhere."""
 
 
 @dataclass(frozen=True)
@@ -130,26 +126,17 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def check_secrets(files: Sequence[File], variables: Mapping[str, str] = os.environ) -> None:
-    """Refuse files that hold a hub token, or the value of a variable that is named like a secret.
+def check_secrets(files: Sequence[File]) -> None:
+    """Refuse files that hold a secret: see ``secret``.
 
     Raises:
-        DpoError: naming the file and the variable, not the value.
+        DpoError: naming the file and what it holds, not the value.
     """
-    values = {
-        name: value.encode()
-        for name, value in variables.items()
-        if _SECRET_NAME.search(name) and len(value) >= _SECRET_LENGTH
-    }
-    if token := get_token():
-        values["HF_TOKEN"] = token.encode()
+    variables = _variables()
     for file in files:
         if file.name.endswith(_NO_TEXT):
             continue
-        text = file.read()
-        held = next((f"the value of {name}" for name, value in values.items() if value in text), "")
-        held = held or ("what looks like a token of the hub" if _TOKEN.search(text) else "")
-        if held:
+        if held := find(file.read().decode("utf-8", "replace"), variables):
             raise DpoError(f"push: {file.name} holds {held}: nothing was uploaded; take it out, and try again")
 
 
@@ -206,7 +193,7 @@ def _stale(there: Sequence[str], pushed: Sequence[str]) -> list[str]:
 def _explained(error: Exception, repo: str) -> DpoError | None:
     """In one line, and with what to do; None for what is not the hub's or the network's doing."""
     cause = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
-    said = _without_token(one_line(str(getattr(cause, "server_message", None) or cause).strip(), 200))
+    said = hide(one_line(str(getattr(cause, "server_message", None) or cause).strip(), 200), _variables())
     if isinstance(cause, HfHubHTTPError):
         status = int(cause.response.status_code)
         if status >= 500 or status == 429:
@@ -232,6 +219,7 @@ _REFUSED = {
 }
 
 
-def _without_token(text: str) -> str:
+def _variables() -> dict[str, str]:
+    """The environment, with the token that huggingface_hub may have from a login."""
     token = get_token()
-    return text.replace(token, "***") if token else text
+    return {**os.environ, **({"HF_TOKEN": token} if token else {})}

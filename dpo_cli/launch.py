@@ -26,6 +26,7 @@ from dpo_cli.config_launch import HostfileConfig, SlurmConfig, TorchrunConfig
 from dpo_cli.errors import ConfigError, DpoError, ExitCode, StorageError
 from dpo_cli.launchers import hostfile, lifeline, outer, slurm
 from dpo_cli.launchers.apart import passing_on, said
+from dpo_cli.secret import hide
 
 _SECONDS_TO_END = 20.0
 """How long the other ranks may go on when one has ended with an error: they usually see the same one."""
@@ -132,6 +133,7 @@ def run_rank(command: str, file: str) -> int:
         text, code, lost = f"dpo: {describe(error)}", int(ExitCode.IO), outer.is_lost_connection(error)
     except Exception as error:
         text, code, lost = traceback.format_exc(), int(ExitCode.INTERNAL), outer.is_lost_connection(error)
+    text = hide(text)
     if watched:
         lifeline.leave(folder, rank, code, text, lost=lost)
     elif text:
@@ -173,7 +175,9 @@ def _call(command: str, config: TrainConfig | ScoreConfig) -> None:
     """Run a command in this process."""
     from dpo_cli.allocator import keep_freed_memory
     from dpo_cli.quiet import quieten
+    from dpo_cli.versions import check_versions
 
+    check_versions()
     quieten()
     keep_freed_memory()
     import torch

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
@@ -78,18 +77,6 @@ def check_options(words: Sequence[str], configs: Path) -> None:
             options = value.list if isinstance(value, ChoiceSweep) else [value]
             if not all(isinstance(option, str | QuotedString | list) for option in options):
                 raise ConfigError([f"{override.input_line}: {group} is a group; expected the name of an option"])
-
-
-def targets(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every ``_target_`` in a configuration, with the key it stands at."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            if key == "_target_":
-                yield prefix.rstrip("."), str(value)
-            yield from targets(value, f"{prefix}{key}.")
-    elif isinstance(tree, list):
-        for number, value in enumerate(tree):
-            yield from targets(value, f"{prefix}{number}.")
 
 
 def explain(error: Exception, schema: type[Section]) -> str:

@@ -70,9 +70,9 @@ def read(run_dir: Path) -> dict[str, Any]:
     """The run's record, or an empty one."""
     try:
         record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    return dict(record)
+    return record if isinstance(record, dict) else {}
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -90,15 +90,16 @@ def this_process() -> dict[str, Any]:
     return {"pid": os.getpid(), "began": _began(os.getpid()), "host": socket.gethostname(), "space": _space()}
 
 
-def is_alive(process: Mapping[str, Any]) -> bool | None:
+def is_alive(process: Any) -> bool | None:
     """Whether the process of ``this_process`` still runs; None where that can't be seen from here.
 
     Args:
-        process: as recorded; empty for a run that recorded none.
+        process: as recorded; anything else for a run that recorded none.
     """
-    if not process.get("space") or process["space"] != _space():
+    if not isinstance(process, Mapping) or not process.get("space") or process["space"] != _space():
         return None
-    return _began(int(process["pid"])) == process.get("began")
+    pid = process.get("pid")
+    return isinstance(pid, int) and _began(pid) == process.get("began")
 
 
 def _began(pid: int) -> str | None:

@@ -618,25 +618,3 @@ def test_a_run_folder_that_is_taken_is_left_as_it_is(name: str, taken: dict[str,
         assert [entry.name for entry in (inputs / "full").iterdir()] == ["keep.txt"]
     else:
         assert (inputs / name).read_text(encoding="utf-8") == "notes"
-
-
-CODE = {
-    "callback": "hydra: {callbacks: {x: {_target_: pathlib.Path.touch, self: pwned}}}",
-    "launcher": "hydra: {launcher: {_target_: os.system}}",
-    "logging": "hydra: {job_logging: {handlers: {x: {(): pathlib.Path.touch, self: pwned}}}}",
-    "target": "loss: {_target_: pathlib.Path.touch}",
-}
-
-
-@pytest.mark.parametrize("sweep", [[], ["-m", "seed=1,2"]], ids=["run", "sweep"])
-@pytest.mark.parametrize("door", CODE)
-def test_no_configuration_file_runs_code(tmp_path: Path, door: str, sweep: list[str]) -> None:
-    file = tmp_path / "mine" / "experiment" / "evil.yaml"
-    file.parent.mkdir(parents=True)
-    file.write_text(f"# @package _global_\n{CODE[door]}\n")
-    ended = dpo(
-        "train", "--config-dir", "mine", "+experiment=evil", "model.path=x", "data.path=y", *sweep, cwd=tmp_path
-    )
-    assert ended.returncode == 2, ended.stderr
-    assert "_target_" in ended.stderr if door == "target" else "would run code" in ended.stderr
-    assert not (tmp_path / "pwned").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 from dpo_cli import distributed
 from dpo_cli.commands.parts import Reference, Scorer
-from dpo_cli.commands.public import public_settings
+from dpo_cli.commands.public import without_signatures
 from dpo_cli.commands.report import append_samples
 from dpo_cli.commands.rows import Rows
 from dpo_cli.commands.sampling import sample_answers
@@ -82,7 +82,7 @@ def start_tracker(name: str, config: TrainConfig, run_dir: Path, console: Consol
         project=config.tracker.project,
         run_name=config.tracker.run_name or run_dir.resolve().name,
         group=config.tracker.group,
-        config=public_settings(config.model_dump(mode="json")),
+        config=without_signatures(config.model_dump(mode="json")),
         mode=mode or (wandb_mode(config.tracker.mode) if name == "wandb" else "online"),
         say=console.say,
         warn=console.warn,

@@ -42,6 +42,18 @@ def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _public(name, value) for name, value in settings.items() if name != "defaults"}
 
 
+def without_signatures(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration for one's own eyes, elsewhere: URLs without what gives access to them, all else as it is."""
+    return {
+        key: without_signatures(value)
+        if isinstance(value, Mapping)
+        else _plain_url(value)
+        if key in _PLACES and isinstance(value, str) and is_url(value)
+        else value
+        for key, value in settings.items()
+    }
+
+
 def public_yaml(settings: Mapping[str, Any]) -> str:
     """``public_settings`` as a file that trains: ``dpo train --config-dir . --config-name config``."""
     with_hydra = {"defaults": ["hydra_settings", "_self_"], **public_settings(settings)}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_cli.commands.arguments import Parser
-from dpo_cli.commands.public import public_settings
+from dpo_cli.commands.public import without_signatures
 from dpo_cli.errors import DpoError, StorageError
 from dpo_cli.reporting.runs import Run, find_runs, may_be_running, read_run
 from dpo_cli.tracking import progress
@@ -61,7 +61,7 @@ def _send(run: Run, name: str, anew: bool, seconds: float, console: Console) -> 
         project=str(settings.get("project") or "dpo"),
         run_name=str(settings.get("run_name") or run.folder.resolve().name),
         group=settings.get("group"),
-        config=public_settings(run.config),
+        config=without_signatures(run.config),
         mode="online" if mode == "disabled" else mode,
         say=lambda text: None,
         warn=console.warn,

@@ -35,6 +35,7 @@ from dpo_cli.model.quantize import check_stage
 from dpo_cli.objective import Objective
 from dpo_cli.reference.fingerprint import reference_files
 from dpo_cli.run_folder import RunRecord, check_free, identity, new_run_dir, this_process
+from dpo_cli.secret import hide
 from dpo_cli.tracking.console import Console
 from dpo_cli.tracking.trackers import Tracker, check_usable, finish
 from dpo_cli.training.checkpoint import Checkpoint
@@ -131,7 +132,7 @@ def _in_folder(
         code = int(error.exit_code if isinstance(error, DpoError) else ExitCode.INTERNAL)
         status = "preempted" if code == ExitCode.PREEMPTED else "failed"
         with suppress(OSError):  # on a full disk it can't, and what went wrong first is what matters
-            record.update(status=status, exit_code=code, error=f"{type(error).__name__}: {error}")
+            record.update(status=status, exit_code=code, error=hide(f"{type(error).__name__}: {error}"))
         if first and code == ExitCode.USAGE and config.resume == "none" and not (run_dir / "metrics.jsonl").exists():
             _leave_no_trace(run_dir, made)
         raise

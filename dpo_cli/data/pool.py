@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context, parent_process
@@ -15,6 +16,7 @@ from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from typing import Any, TypeVar
 
 from dpo_cli.data.sources import Row
+from dpo_cli.errors import DpoError
 
 CHUNK = 500
 """Rows at a time."""
@@ -65,6 +67,11 @@ def _pool(workers: int, work: Work[Done]) -> Iterator[Callable[[Sequence[Row]], 
     pool = ProcessPoolExecutor(workers, context, _start_worker, (work,))
     try:
         yield lambda rows: pool.submit(_work, rows)
+    except BrokenProcessPool:
+        raise DpoError(
+            "a process that was tokenising rows was ended from outside: by a lack of memory, or by a chat template "
+            "that could be stopped in no other way (above it says where); data.workers=1 uses no other processes"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

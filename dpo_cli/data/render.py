@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from dpo_cli.data.limits import bounded, check_output
 from dpo_cli.data.special import END, MARK, SpecialTokens
 from dpo_cli.data.template import CHOICES
 from dpo_cli.data.types import Example, Message
-from dpo_cli.errors import DataError, DpoError
+from dpo_cli.errors import DataError, DpoError, one_line
 
 # What apply_chat_template takes for itself; a template would never see it. Templates name their messages so.
 _TAKEN = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
@@ -82,6 +82,21 @@ def check_template_args(given: Mapping[str, Any], place: str) -> None:
         raise DataError(f"{place}: expected tools to be a list of JSON schemas, found {type(tools).__name__}")
 
 
+def render_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, **options: Any) -> list[Rendered]:
+    """``render`` of each, with its ``options``, in bounded time and memory.
+
+    Raises:
+        DataError: as ``render``.
+        DpoError: a template that is out of bounds.
+    """
+    rendered = []
+    with bounded() as bounds:
+        for example in examples:
+            bounds.begin(example.source)
+            rendered.append(render(example, tokenizer, **options))
+    return rendered
+
+
 def render(
     example: Example,
     tokenizer: PreTrainedTokenizerBase,
@@ -135,7 +150,9 @@ def as_it_stands(example: Example, special: SpecialTokens) -> Rendered:
 def text_after_answer(example: Example, tokenizer: PreTrainedTokenizerBase, template_args: Mapping[str, Any]) -> str:
     """What the template writes after an answer to this example's prompt."""
     apply = partial(_apply, example, tokenizer, {**template_args, **example.template_args})
-    return _after_content(apply, [*_prompt_messages(example), Message(role="assistant", content="")])
+    with bounded() as bounds:
+        bounds.begin(example.source)
+        return _after_content(apply, [*_prompt_messages(example), Message(role="assistant", content="")])
 
 
 def question(example: Example) -> str:
@@ -222,8 +239,12 @@ def _apply(
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt, **template_args
         )
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise DataError(f"{example.source}: the chat template refuses this dialogue ({error})") from error
+    except MemoryError:  # see limits
+        raise
+    except Exception as error:  # a template is a program: it may raise anything
+        reason = one_line(str(error)) or type(error).__name__
+        raise DataError(f"{example.source}: the chat template refuses this dialogue ({reason})") from error
+    check_output(text, example.source)
     return str(text)
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from dpo_cli.errors import DpoError
+from dpo_cli.data.limits import bounded, check_output
+from dpo_cli.errors import DpoError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,14 @@ def _is_token(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
 
 
 def _check(tokenizer: PreTrainedTokenizerBase, key: str) -> None:
-    try:
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True
-        )
-    except TemplateError as error:
-        line = f" at line {error.lineno}" if hasattr(error, "lineno") else ""
-        raise DpoError(f"{key}: the template has a mistake{line} ({error}); choose {CHOICES}") from error
+    hello = [{"role": "user", "content": "Hello"}]
+    with bounded() as bounds:
+        bounds.begin(key)
+        try:
+            check_output(tokenizer.apply_chat_template(hello, tokenize=False, add_generation_prompt=True), key)
+        except (MemoryError, DpoError):
+            raise
+        except Exception as error:  # a template is a program: it may raise anything
+            line = f" at line {error.lineno}" if hasattr(error, "lineno") else ""
+            reason = one_line(str(error)) or type(error).__name__
+            raise DpoError(f"{key}: the template has a mistake{line} ({reason}); choose {CHOICES}") from error

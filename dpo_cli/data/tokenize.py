@@ -19,7 +19,7 @@ from dpo_cli.data.render import (
     check_template_args,
     goes_through_template,
     question,
-    render,
+    render_all,
     text_after_answer,
 )
 from dpo_cli.data.special import SpecialTokens
@@ -212,7 +212,7 @@ def _render_all(
         "special": special,
         "after_prompt": encoding.truncate_prompt == "end",
     }
-    return [render(example, tokenizer, **options) for example in examples]
+    return render_all(examples, tokenizer, **options)
 
 
 def _encode(

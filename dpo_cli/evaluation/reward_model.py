@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from dpo_cli.data.limits import bounded
 from dpo_cli.distributed import device
 from dpo_cli.errors import DpoError, one_line
 from dpo_cli.evaluation.winrate import Judge
@@ -42,7 +43,9 @@ def reward_model(path: str, advance: Callable[[int], None] = lambda answers: Non
         if (question, answer) not in known:
             if tokenizer.chat_template:
                 turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-                ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+                with bounded() as bounds:
+                    bounds.begin(f"judge.path={path}")
+                    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
             else:
                 ids = tokenizer(f"{question}\n{answer}")["input_ids"]
             with torch.no_grad():

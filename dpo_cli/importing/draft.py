@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from dpo_cli.importing.options import Options
+from dpo_cli.secret import is_secret_option
 
-_SECRET = re.compile(r"^token$|(hub|hf|auth|access|api)_token|api_key|secret|password|webhook")
 _LONGEST = 60
 
 
@@ -89,4 +88,4 @@ def brief(value: Any, depth: int = 0) -> str:
 
 
 def _hidden(name: Any) -> str:
-    return "(not shown)" if _SECRET.search(str(name)) else ""
+    return "(not shown)" if is_secret_option(str(name)) else ""

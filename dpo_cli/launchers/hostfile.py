@@ -27,9 +27,10 @@ from typing import IO
 from uuid import uuid4
 
 from dpo_cli.config import EvaluateConfig, TrainConfig
-from dpo_cli.config_launch import HostfileConfig, is_secret
+from dpo_cli.config_launch import HostfileConfig
 from dpo_cli.errors import DpoError, ExitCode, StorageError
 from dpo_cli.launchers.lifeline import Order, Record, began, give, records
+from dpo_cli.secret import is_secret_variable
 
 _PASSED = (
     "NCCL_",
@@ -121,7 +122,7 @@ def passed_on(environment: Mapping[str, str], more: Sequence[str]) -> dict[str, 
     return {
         name: value
         for name, value in environment.items()
-        if name in more or (name.startswith(_PASSED) and name not in _NOT_PASSED and not is_secret(name))
+        if name in more or (name.startswith(_PASSED) and name not in _NOT_PASSED and not is_secret_variable(name))
     }
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -26,8 +25,9 @@ from transformers.pytorch_utils import Conv1D
 from dpo_cli.data.collate import FlatBatch
 from dpo_cli.errors import DpoError
 from dpo_cli.model.dropout import GroupDropout, Noise
-from dpo_cli.model.files import ModelFiles, adapter_files
+from dpo_cli.model.files import ModelFiles, adapter_files, understood
 from dpo_cli.model.policy import Policy
+from dpo_cli.model.weight_files import Stored, read_header
 
 POLICY, REFERENCE = "policy", "reference"
 _PREFIX = "base_model.model."
@@ -181,21 +181,18 @@ def load_adapter(model: PreTrainedModel, files: ModelFiles, *, seed: int) -> Ada
     assert files.adapter is not None
     name = f"the adapter {files.adapter}"
     settings_file, weights_file = adapter_files(files.adapter, files.adapter_revision)
-    settings = json.loads(settings_file.read_text(encoding="utf-8"))
-    if reason := _unsupported(settings):
-        raise DpoError(f"{name} {reason}; expected plain LoRA weights (LoRA, DoRA or rsLoRA)")
-    config = LoraConfig.from_peft_type(**settings)
+    with understood(f"{name}: {settings_file} can't be read"):
+        settings = dict(json.loads(settings_file.read_text(encoding="utf-8")))
+        if reason := _unsupported(settings):
+            raise DpoError(f"{name} {reason}; expected plain LoRA weights (LoRA, DoRA or rsLoRA)")
+        _check_rank(settings, read_header(weights_file), name)
+        config = LoraConfig.from_peft_type(**settings)
     config.inference_mode, config.init_lora_weights = False, True
     config.base_model_name_or_path, config.revision = _lasting(files.path), files.revision
-    try:
+    with understood(f"{name} does not fit {files.path}"):
         weights = load_file(weights_file)
-    except SafetensorError as error:
-        raise DpoError(f"{name}: its weights could not be read ({error})") from None
-    try:
         _inject(model, config, POLICY)
         problems: Any = set_peft_model_state_dict(model, weights, adapter_name=POLICY)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise DpoError(f"{name} does not fit {files.path}: {str(error).strip().splitlines()[0]}") from None
     adapter = _ready(model, config, seed, new=False)
     absent = [key for key in problems.missing_keys if key in adapter.weights_of(POLICY)]
     if absent or problems.unexpected_keys:
@@ -321,6 +318,14 @@ def _unsupported(settings: Mapping[str, Any]) -> str:
         return f"changes its base model as well (init_lora_weights={settings['init_lora_weights']})"
     other = ("alora_invocation_tokens", "arrow_config", "velora_config", "monteclora_config", "use_bdlora")
     return next((f"has {key}" for key in other if settings.get(key)), "")
+
+
+def _check_rank(settings: Mapping[str, Any], tensors: Mapping[str, Stored], name: str) -> None:
+    """Refuse a rank far larger than the weights, before memory is taken for it."""
+    widest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    for rank in (settings.get("r"), *dict(settings.get("rank_pattern") or {}).values()):
+        if isinstance(rank, int) and rank > widest:
+            raise DpoError(f"{name} says it has rank {rank:,}, and its weights have no side longer than {widest:,}")
 
 
 def _lasting(path: str) -> str:

@@ -3,18 +3,70 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, one_line
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+_SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates/*")
+"""Files of a model folder whose content comes into what is written, or may."""
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """What a library raises over a stranger's file, as one line: a file may make it raise anything.
+
+    Args:
+        what: could not be done.
+
+    Raises:
+        DpoError: caused by what was raised.
+    """
+    try:
+        yield
+    except (DpoError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise DpoError(f"{what} ({first_line(error)})") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of libraries in Rust
+            raise
+        raise DpoError(f"{what} ({first_line(error)})") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return one_line(text) or type(error).__name__
+
+
+def check_links(folder: Path) -> None:
+    """Refuse links by which a folder from elsewhere would have us read, and write into what is published, other files.
+
+    The hub's cache is made of links, into its own folder of the repository.
+
+    Raises:
+        DpoError: naming the link.
+    """
+    root = folder.resolve()
+    if root.parent.name == "snapshots":
+        root = root.parent.parent
+    for pattern in _SMALL if folder.is_dir() else ():
+        for file in folder.glob(pattern):
+            if not file.resolve().is_relative_to(root):
+                raise DpoError(f"{file} is a link to {file.resolve()}, outside of its folder; expected a file: copy it")
 
 
 @dataclass(frozen=True)
@@ -81,7 +133,7 @@ def adapter_settings(path: str, revision: str | None) -> dict[str, Any] | None:
         return None
     try:
         settings = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DpoError(f"{file} is not valid JSON ({error})") from None
     return settings if isinstance(settings, dict) else {}
 

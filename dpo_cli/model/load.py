@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from dpo_cli.errors import DpoError
 from dpo_cli.model.adapters import Adapter, NewAdapter, add_adapter, hold_in_bfloat16, load_adapter
 from dpo_cli.model.attention import GROUP_ATTENTION
-from dpo_cli.model.files import CONFIG_FILE, ModelFiles, find_files
+from dpo_cli.model.files import CONFIG_FILE, ModelFiles, check_links, find_files, first_line, understood
+from dpo_cli.model.weight_files import INDEX, SINGLE, Stored, check_sizes, read_headers, read_index
 
 # Layer kinds whose whole notion of the past is the attention function's. Recurrent, convolution and chunked
 # layers keep or mask it elsewhere, and would mix answers without any error.
@@ -47,12 +49,16 @@ def load_tokenizer(path: str, revision: str | None, *, name: str | None = None) 
     name = name or f"model.path={path}"
     _check_folder(path, name)
     files = find_files(path, revision, name=name)
+    check_links(Path(path))
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        with understood(f"{name}: no tokenizer could be loaded from it"):
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+            tokenizer("a")  # much of what its files say is not looked at before
+            return tokenizer
+    except DpoError:
         if files.path != path:  # an adapter without a tokenizer of its own
             return load_tokenizer(files.path, files.revision, name=f"{name} on {files.path}")
-        raise DpoError(f"{name}: no tokenizer could be loaded from it ({_first_line(error)})") from None
+        raise
 
 
 def load_model(
@@ -81,18 +87,23 @@ def load_model(
     """
     name = name or f"model.path={path}"
     _check_folder(path, name)
-    try:
+    with understood(f"{name} is not a model"):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise DpoError(f"{name} is not a model: {_first_line(error)}") from None
-    dropout = switch_off_dropout(config)
-    why_not = "model.attention=plain" if attention == "plain" else _why_no_groups(config)
+        dropout = switch_off_dropout(config)
+        why_not = "model.attention=plain" if attention == "plain" else _why_no_groups(config)
+        settings = config.get_text_config().to_dict()
+    try:
+        check_sizes(settings, _stored(path, revision))
+    except DpoError as error:
+        raise DpoError(f"{name}: its weights could not be loaded ({error})") from None
     model = None
     if not why_not:
         try:
             model = _build(path, revision, config, GROUP_ATTENTION, name, quantization)
-        except (KeyError, ValueError, TypeError) as error:
-            why_not = f"{config.model_type} can't be built with it ({_first_line(error)})"
+        except DpoError as error:
+            if not isinstance(error.__cause__, KeyError | ValueError | TypeError):
+                raise
+            why_not = f"{config.model_type} can't be built with it ({first_line(error.__cause__)})"
     if model is None:
         if attention == "groups":
             raise DpoError(f"model.attention=groups: {why_not}; use model.attention=auto")
@@ -148,7 +159,7 @@ def _build(
     quantization: Mapping[str, Any] | None,
 ) -> PreTrainedModel:
     options = dict(quantization or {}) | ({} if attention is None else {"attn_implementation": attention})
-    try:
+    with understood(f"{name}: its weights could not be loaded"):
         model, found = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
@@ -160,8 +171,6 @@ def _build(
             output_loading_info=True,
             **options,
         )
-    except (OSError, SafetensorError) as error:
-        raise DpoError(f"{name}: its weights could not be loaded ({_first_line(error)})") from None
     # transformers fills such weights with random numbers and goes on.
     absent = [*sorted(found["missing_keys"]), *sorted(str(key[0]) for key in found["mismatched_keys"])]
     if absent:
@@ -203,5 +212,18 @@ def _why_no_groups(config: Any) -> str:
     return ""
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _stored(path: str, revision: str | None) -> dict[str, Stored]:
+    """What the model's weight files say they hold; of a hub's they are fetched, as they are about to be anyway."""
+    if Path(path).is_dir():
+        return read_headers(Path(path))
+
+    def fetched(name: str) -> Path | None:
+        file = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        return None if file is None else Path(file)
+
+    with suppress(OSError):  # which loading is about to explain
+        found = fetched(SINGLE) or fetched(INDEX)
+        for shard in read_index(found) if found is not None and found.name == INDEX else ():
+            fetched(shard)
+        return {} if found is None else read_headers(found.parent)
+    return {}

@@ -67,7 +67,7 @@ class ReferenceStore:
         """Read chunks that were added since, by this process or another."""
         for path in sorted(self.folder.glob("chunk-*.safetensors")):
             if path.name not in self._read:
-                self._logps.update(_read_chunk(path))
+                self._logps.update(read_chunk(path))
                 self._read.add(path.name)
 
     def missing(self, groups: Sequence[Group]) -> list[int]:
@@ -136,7 +136,12 @@ class ReferenceStore:
         return FileLock(self.folder / f"computing{part}.lock")
 
 
-def _read_chunk(path: Path) -> dict[bytes, Logps]:
+def read_chunk(path: Path) -> dict[bytes, Logps]:
+    """Log-probs by ``answer_key``.
+
+    Raises:
+        StorageError: its bytes are not those that were written.
+    """
     data = path.read_bytes()
     if path.name != f"chunk-{hashlib.sha256(data).hexdigest()}.safetensors":
         raise StorageError(f"{path} is damaged: its bytes don't match the hash in its name; delete it and run again")

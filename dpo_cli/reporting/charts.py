@@ -11,7 +11,7 @@ import numpy as np
 
 from dpo_cli.reporting.compare import true_rewards
 from dpo_cli.reporting.curves import Curve, columns_for, thin
-from dpo_cli.reporting.runs import Run, Series
+from dpo_cli.reporting.runs import Run, Series, inside
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def frontier(runs: Sequence[Run]) -> tuple[list[Point], str]:
 def _with_start(run: Run, name: str) -> Series:
     """A metric; a KL with its beginning, which is 0 where the run's reference is the model it started from."""
     series = run.metrics[name]
-    other = (run.config.get("reference") or {}).get("path")
+    other = inside(run.config, "reference", "path")
     if name != "samples/kl" or other or not len(series.steps) or series.steps[0] == 0:
         return series
     return Series(np.insert(series.steps, 0, 0), np.insert(series.values, 0, 0.0))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_cli.reporting.runs import Run
+from dpo_cli.reporting.runs import Run, inside
 
 _NOT_COMPARED = ("run_dir", "resume", "tracker")
 """Sections that say nothing of what is trained."""
@@ -177,8 +177,9 @@ def true_rewards(run: Run) -> dict[int, list[float]]:
 
 def held_out_rows(run: Run) -> int:
     """How many groups were held out."""
-    held = (run.record.get("data") or {}).get("held_out") or {}
-    return int(held.get("groups") or (held.get("tokenized") or {}).get("groups") or 0)
+    held = inside(run.record, "data", "held_out")
+    groups = inside(held, "groups") or inside(held, "tokenized", "groups")
+    return groups if isinstance(groups, int) else 0
 
 
 def t_975(freedom: float) -> float:

@@ -81,7 +81,7 @@ class Run:
 
     def final(self, name: str) -> float | None:
         """A metric at the end: as the run recorded it, or else its newest finite value."""
-        recorded = (self.record.get("final") or {}).get(name)
+        recorded = inside(self.record, "final", name)
         if isinstance(recorded, int | float):
             return float(recorded)
         series = self.metrics.get(name)
@@ -184,7 +184,7 @@ def status_of(folder: Path, record: dict[str, Any], now: float | None = None) ->
         return Status("failed", " ".join(error.split()))
     if word != "running":
         return Status("broken", "run.json is missing or damaged" if not record else f"run.json says status {word!r}")
-    alive = is_alive(record.get("process") or {})
+    alive = is_alive(record.get("process"))
     seconds = (time.time() if now is None else now) - last_change(folder)
     if alive or (alive is None and seconds < _SILENT_SECONDS):
         return Status("running")
@@ -198,7 +198,7 @@ def may_be_running(folder: Path, now: float | None = None) -> bool:
     record = _json(folder / "run.json", [])
     if record.get("status") in ("done", "preempted", "failed"):
         return False
-    alive = is_alive(record.get("process") or {})
+    alive = is_alive(record.get("process"))
     silent = (time.time() if now is None else now) - last_change(folder)
     return silent < _SURELY_DEAD_SECONDS if alive is None else alive
 
@@ -209,9 +209,16 @@ def last_change(folder: Path) -> float:
     return max((place.stat().st_mtime for place in places if place.exists()), default=folder.stat().st_mtime)
 
 
+def inside(values: Any, *names: str) -> Any:
+    """What stands in nested mappings under these names; None where a step leads nowhere, whatever a file made of it."""
+    for name in names:
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
+
+
 def planned(record: dict[str, Any], config: dict[str, Any]) -> int | None:
     """Updates of the whole run, where known."""
-    for value in (record.get("planned"), record.get("updates"), (config.get("train") or {}).get("max_steps")):
+    for value in (record.get("planned"), record.get("updates"), inside(config, "train", "max_steps")):
         if isinstance(value, int):
             return value
     return None

@@ -20,7 +20,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dpo_cli.errors import CheckpointError
+from dpo_cli.errors import CheckpointError, one_line
+from dpo_cli.model.weight_files import is_plain_name
 
 _FORMAT = 1
 _FILES = ("moments.safetensors", "state.json", "weights.safetensors")
@@ -158,15 +159,38 @@ def read(folder: Path) -> Checkpoint:
     """
     try:
         files: Mapping[str, str] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if odd := [name for name in files if not is_plain_name(name)]:
+            raise CheckpointError(f"{folder}: its manifest names {one_line(odd[0])}, which is not a file in it")
         for name in sorted({*_FILES, *files}):
             if _hash(folder / name) != files[name]:
                 raise CheckpointError(f"{folder}: {name} has changed since it was written")
         state = TrainingState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        _check_types(state)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder} is not a complete checkpoint ({error})") from None
     if state.format != _FORMAT:
         raise CheckpointError(f"{folder} has format {state.format}; this version reads {_FORMAT}")
     return Checkpoint(folder, state)
+
+
+def _check_types(state: TrainingState) -> None:
+    """
+    Raises:
+        TypeError: a value that was never written so.
+    """
+    numbers = [*state.pending, *(value for values in state.loss.values() for value in values.values())]
+    sound = (
+        type(state.step) is int
+        and state.step >= 0
+        and isinstance(state.data, str)
+        and isinstance(state.settings, dict)
+        and isinstance(state.wandb_id, str | None)
+        and isinstance(state.best, dict)
+        and (not state.best or (type(state.best["step"]) is int and isinstance(state.best["value"], int | float)))
+        and all(isinstance(number, int | float) for number in numbers)
+    )
+    if not sound:
+        raise TypeError("state.json holds values of other types than were written")
 
 
 def find(where: Path) -> tuple[Checkpoint | None, list[str]]:

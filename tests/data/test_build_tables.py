@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from dpo_cli.data.formats import Reading
 from dpo_cli.data.sources import Row, Source
 from dpo_cli.data.store import Table
 from dpo_cli.data.tokenize import Encoding
-from dpo_cli.errors import DataError
+from dpo_cli.errors import DataError, DpoError
 
 TOKENIZER = without_bos()
 RECIPE = Recipe(Reading(), Encoding(max_length=64), "pairs", "raise")
@@ -289,6 +292,20 @@ def test_other_processes_make_the_same_table(bench: Bench, monkeypatch: pytest.M
         bench.make(*rows, BAD, workers=2)
     with pytest.raises(DataError, match="line 30: the loss compares answers"):
         bench.make(*rows, {"prompt": "p", "completion": "a", "label": True}, workers=2)
+
+
+def _die(rows: Sequence[Row]) -> None:
+    if parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_process_that_was_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dpo_cli.data.pool, "CHUNK", 1)
+    monkeypatch.setattr(dpo_cli.data.pool, "ALONE", 1)
+    rows = [Row(f"row {number}", {}) for number in range(4)]
+    with pytest.raises(DpoError, match="a process that was tokenising rows was ended from outside"):
+        list(dpo_cli.data.pool.by_chunks(rows, _die, 2))
 
 
 _RACE = """

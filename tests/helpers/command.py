@@ -55,13 +55,19 @@ class Outcome:
         return [line.removeprefix("dpo: ") for line in self.err.splitlines()]
 
 
-def dpo_each(commands: Sequence[Sequence[str]], *, cwd: Path, timeout: float = 300) -> list[Outcome]:
+def dpo_each(
+    commands: Sequence[Sequence[str]],
+    *,
+    cwd: Path,
+    timeout: float = 300,
+    variables: Mapping[str, str] | None = None,
+) -> list[Outcome]:
     """Several command lines, one after another in one process, so that imports are paid for once."""
     job = subprocess.run(
         [sys.executable, "-P", __file__],
         input=json.dumps(commands),
         cwd=cwd,
-        env=environment(cwd / "cache"),
+        env=environment(cwd / "cache", **(variables or {})),
         capture_output=True,
         text=True,
         timeout=timeout,

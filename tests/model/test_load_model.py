@@ -65,3 +65,26 @@ def test_code_beside_a_model_is_not_run(folder: Path, tmp_path: Path, known: boo
         with pytest.raises(DpoError, match="is not a model"):
             load(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizers_files_lead_nowhere(folder: Path, tmp_path: Path) -> None:
+    """Neither the name of a template nor that of a vocabulary is a way to other files."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("canary of another file\n")
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    content |= {"vocab_file": str(secret), "merges_file": str(secret), "tokenizer_file": str(secret)}
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+    names = ["../x", "/tmp/x", "../../x"]
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    for templates in ({"default": "{{ messages }}"}, *({"default": "a", name: "b"} for name in names)):
+        content["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+        (folder / "tokenizer_config.json").write_text(json.dumps(content))
+        out = tmp_path / "out" / "deep" / "er"
+        try:
+            load_tokenizer(str(folder), None).save_pretrained(out)
+        except (DpoError, ValueError):
+            assert len(templates) > 1
+    assert not [path for path in tmp_path.rglob("x*") if path.is_file()]
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert all(path.is_relative_to(tmp_path / "out" / "deep" / "er") for path in written)
+    assert not [path for path in written if "canary" in path.read_text()]

@@ -40,7 +40,9 @@ def url_files(url: str, name: str) -> dict[str, list[File]]:
     import fsspec
 
     try:
-        system, path = fsspec.core.url_to_fs(url)
+        # Proxies from the environment and passwords from ~/.netrc: a URL is no place for them.
+        options = {"client_kwargs": {"trust_env": True}} if url.startswith(_WEB) else {}
+        system, path = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise DataError(f"{name}: {urlsplit(url).scheme}:// can't be read: {first_line(error)}") from error
     return _reach(name, lambda: _files(system, str(path), url, name))

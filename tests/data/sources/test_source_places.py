@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -380,3 +381,28 @@ def test_the_web(tmp_path: Path, name: str) -> None:
         server.shutdown()
     assert numbers(rows) == [998, 999]
     assert rows[0].source in (f"{name}, line 999", f"{name}, row 999")
+
+
+def test_a_password_for_a_url_is_found_in_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "served" / "a.jsonl", numbered(10))
+
+    class Locked(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def send_head(self):  # of GET and HEAD
+            if self.headers.get("Authorization") == "Basic " + base64.b64encode(b"me:canary").decode():
+                return super().send_head()
+            self.send_error(401)
+            return None
+
+    monkeypatch.setenv("NETRC", str(write(tmp_path / "netrc", b"machine 127.0.0.1 login me password canary")))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Locked, directory=str(tmp_path / "served"))) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.jsonl"
+        assert numbers(read(url, cache=tmp_path)) == list(range(10))
+        monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+        fsspec.filesystem("http").clear_instance_cache()
+        with pytest.raises(DataError):
+            read(url, cache=tmp_path)
+        server.shutdown()
