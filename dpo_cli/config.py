@@ -119,6 +119,7 @@ class TrainSection(Section):
     save_every: PositiveInt | None
     keep_last: Annotated[int, Field(ge=2, strict=True)]
     keep_best: str | None
+    on_failed_save: Literal["continue", "stop"]
 
 
 class TrainConfig(Section):

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dpo_cli import faults
 from dpo_cli.config import EvaluateConfig, InspectConfig, PlanConfig, PrecomputeConfig, ScoreConfig, TrainConfig
 from dpo_cli.config_launch import HostfileConfig, SlurmConfig, TorchrunConfig
 from dpo_cli.errors import ConfigError, DpoError, ExitCode, StorageError
@@ -37,6 +38,7 @@ def run_once(command: str, config: TrainConfig | ScoreConfig) -> int:
     Raises:
         DpoError: what the command raises, when it runs in this process.
     """
+    faults.announce()
     if isinstance(config, InspectConfig | PlanConfig) or not isinstance(config, TrainConfig | EvaluateConfig):
         # Nothing of it is shared out.
         _call(command, config)
@@ -171,6 +173,7 @@ def _end_with_parent() -> None:
 
 def _call(command: str, config: TrainConfig | ScoreConfig) -> None:
     """Run a command in this process."""
+    faults.reached("start")
     from dpo_cli.allocator import keep_freed_memory
     from dpo_cli.quiet import quieten
 

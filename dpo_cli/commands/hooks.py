@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import distributed
+from dpo_cli import distributed, faults
 from dpo_cli.commands.parts import Reference, Scorer
 from dpo_cli.commands.report import append_samples
 from dpo_cli.commands.rows import Rows
 from dpo_cli.commands.sampling import sample_answers
 from dpo_cli.config import TrainConfig
 from dpo_cli.engine.engine import Engine
-from dpo_cli.errors import DpoError, NumericsError, Preempted, StorageError
+from dpo_cli.errors import CheckpointError, DpoError, NumericsError, Preempted, StorageError
 from dpo_cli.evaluation.preferences import evaluate_preferences
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.objective import LossState, Objective
@@ -34,7 +35,7 @@ def open_trackers(config: TrainConfig, run_dir: Path, resumed: Checkpoint | None
         return []
     # A run that starts anew may have been cut off here before its first checkpoint: nothing of that stays.
     after = -1 if resumed is None else resumed.state.step
-    trackers: list[Tracker] = [JsonLines(run_dir / "metrics.jsonl", resume_after=after)]
+    trackers: list[Tracker] = [JsonLines(run_dir / "metrics.jsonl", resume_after=after, warn=console.warn)]
     mode = wandb_mode(config.tracker.mode)
     if mode != "disabled":
         trackers.append(
@@ -46,14 +47,15 @@ def open_trackers(config: TrainConfig, run_dir: Path, resumed: Checkpoint | None
                 folder=run_dir,
                 config=config.model_dump(mode="json"),
                 # A run that begins from another run's checkpoint is a run of its own.
-                run_id=resumed.state.wandb_id if resumed is not None and _is_of(resumed, run_dir) else None,
+                run_id=resumed.state.wandb_id if resumed is not None and is_of(resumed, run_dir) else None,
                 warn=console.warn,
             )
         )
     return trackers
 
 
-def _is_of(found: Checkpoint, run_dir: Path) -> bool:
+def is_of(found: Checkpoint, run_dir: Path) -> bool:
+    """Whether a checkpoint lies in a run's own folder."""
     return found.folder.resolve().is_relative_to(run_dir.resolve())
 
 
@@ -97,6 +99,8 @@ class RunHooks:
     """Told of updates done."""
     logged: int = 0
     """The update of the newest line of metrics."""
+    saved: int | None = None
+    """The update after which the newest checkpoint in this run's folder was made."""
 
     @property
     def first(self) -> bool:
@@ -135,6 +139,7 @@ class RunHooks:
         groups = self.rows.data.held_out
         if not groups:
             return
+        faults.reached("evaluation", step)
         with self.console.phase("evaluate", len(groups), "rows") as advance:
             metrics = evaluate_preferences(
                 self.engine,
@@ -171,8 +176,38 @@ class RunHooks:
         """A checkpoint.
 
         Raises:
-            StorageError: if it can't be written; earlier ones are as they were.
+            StorageError: if it can't be written and the run is to stop then; earlier ones are as they were.
         """
+        problem = self._save(step)
+        if problem is None:
+            return
+        if self.config.train.on_failed_save == "stop":
+            raise StorageError(f"{problem}: make room and go on with resume=auto")
+        self.console.warn(f"{problem}; training goes on without it (train.on_failed_save)")
+
+    def _save(self, step: int) -> str | None:
+        """Write a checkpoint, unless the newest is of this very state; returns why not, on all ranks alike."""
+        if step == self.saved:
+            return None
+        folder = self.run_dir / "checkpoints"
+        problem = distributed.from_first(self._lack_of_room(folder) if self.first else None)
+        if problem is None:
+            problem = distributed.from_first(self._write(step, folder))
+        if problem is not None:
+            return f"the checkpoint of update {step} could not be written ({problem}); earlier ones are as they were"
+        self.saved = step
+        return None
+
+    def _lack_of_room(self, folder: Path) -> str | None:
+        """Seen before anything is gathered: the next checkpoint takes about what the newest does."""
+        newest = checkpoint.folders(folder)[-1:]
+        needed = int(1.2 * checkpoint.bytes_of(newest[0])) if newest else self.engine.bytes_of_weights()
+        free = shutil.disk_usage(self.run_dir).free
+        return None if free >= needed else f"it needs {needed:,} bytes, and {free:,} are free in {self.run_dir}"
+
+    def _write(self, step: int, folder: Path) -> str | None:
+        for tracker in self.trackers:
+            tracker.settle()  # a checkpoint's metrics are to be on the disk when it is
         wandb_id = next((tracker.run_id for tracker in self.trackers if tracker.run_id), None)
         state = TrainingState(
             step,
@@ -183,9 +218,8 @@ class RunHooks:
             loss=self.loss_state,
             pending=distributed.sums(self.window.sums.values),
         )
-        folder = self.run_dir / "checkpoints"
+        moved = None if self.config.reference.update_every is None else self.reference.live
         try:
-            moved = None if self.config.reference.update_every is None else self.reference.live
             checkpoint.write(
                 folder,
                 state,
@@ -194,26 +228,27 @@ class RunHooks:
                 reference=None if moved is None else moved.weights(),
                 first=self.first,
             )
+            if self.first:
+                keep_last, best_step = self.config.train.keep_last, self.best.get("step")
+                checkpoint.clean_up(folder, keep_last=keep_last, best_step=best_step, newest=step)
         except OSError as error:
-            raise StorageError(
-                f"the checkpoint of update {step} could not be written ({error.strerror or error}); earlier ones are "
-                "as they were: make room and go on with resume=auto"
-            ) from None
-        if self.first:
-            keep_last, best_step = self.config.train.keep_last, self.best.get("step")
-            checkpoint.clean_up(folder, keep_last=keep_last, best_step=best_step, newest=step)
-        distributed.wait_for_all()
+            free = shutil.disk_usage(self.run_dir).free
+            return f"{error.strerror or error}; {free:,} bytes are free in {self.run_dir}"
+        except CheckpointError as error:
+            return f"it is not what was written: {error}"
+        return None
 
-    def honour_stop(self, step: int, *, saved: bool) -> None:
+    def honour_stop(self, step: int) -> None:
         """If a signal came to any rank: save, unless that is done, and end.
 
         Raises:
             Preempted: on all ranks alike.
+            StorageError: if the state could not be saved.
         """
         if not distributed.largest([float(self.stop.requested)])[0]:
             return
-        if not saved:
-            self.save(step)
+        if problem := self._save(step):
+            raise StorageError(f"stopped by a signal after update {step}, and {problem}")
         raise Preempted(
             f"stopped by a signal after update {step}; its state is saved, and the same command with "
             f"run_dir={self.run_dir} resume=auto goes on"

@@ -21,6 +21,9 @@ class Tracker(Protocol):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
+    def settle(self) -> None:
+        """Have the disk hold what was logged, where that is this tracker's to see to."""
+
     def finish(self, exit_code: int) -> None: ...
 
 
@@ -29,10 +32,13 @@ class JsonLines:
 
     run_id: str | None = None
 
-    def __init__(self, path: Path, *, resume_after: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, resume_after: int | None = None, warn: Callable[[str], None] = lambda _: None
+    ) -> None:
         """
         Args:
             path: of the file.
+            warn: told once when a line can't be written.
             resume_after: keep what is there up to this step, and drop lines of later steps, which will be run again.
         """
         self.latest: dict[str, float] = {}
@@ -48,7 +54,10 @@ class JsonLines:
                 step = values.pop("step")
                 self.latest.update({name: value for name, value in values.items() if value is not None})
                 self._kept.add((step, frozenset(values)))
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+        self._warn = warn
+        self._warned = False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """JSON has no NaN or infinity: they become null. What a line kept already says is not said again: a run that
@@ -56,10 +65,29 @@ class JsonLines:
         if (step, frozenset(metrics)) in self._kept:
             return
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._waiting += json.dumps({"step": step, **values}).encode() + b"\n"
+        self._write()
+
+    def settle(self) -> None:
+        self._write(sync=True)
 
     def finish(self, exit_code: int) -> None:
+        self._write()
+        if self._waiting:
+            self._warn(f"{self._file.name} lacks its last {len(self._waiting):,} bytes: the disk is full")
         self._file.close()
+
+    def _write(self, *, sync: bool = False) -> None:
+        """What does not fit on the disk waits until there is room."""
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            if sync:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                self._warn(f"{self._file.name} can't be written for now ({error.strerror}); its lines are kept")
 
 
 class WandB:
@@ -117,6 +145,9 @@ class WandB:
                 self._run.log({"train/step": step, **metrics})
             except Exception as error:
                 self._lost(error)
+
+    def settle(self) -> None:
+        """Its own process writes when it likes; metrics.jsonl has everything."""
 
     def finish(self, exit_code: int) -> None:
         if self._run is not None:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from dpo_cli import faults
 from dpo_cli.data.plan import Plan
 from dpo_cli.distributed import device, largest, sums, world_size
 from dpo_cli.engine.engine import Engine
@@ -54,7 +55,7 @@ class Hooks(Protocol):
 
     def save(self, step: int) -> None: ...
 
-    def honour_stop(self, step: int, *, saved: bool) -> None: ...
+    def honour_stop(self, step: int) -> None: ...
 
 
 @dataclass
@@ -111,6 +112,7 @@ def fit(
     """
     for index in range(start, len(plan)):
         step, lr = plan[index], rate(index)
+        faults.reached("update", index + 1)
         began = time.perf_counter()
         with hooks.updating(index):
             norm, state = train_step(engine, step, objective, lr, window.sums, state)
@@ -127,10 +129,9 @@ def fit(
             window.clear()
         if rhythm.evaluate and done % rhythm.evaluate == 0 and not last:
             hooks.evaluate(done)
-        saved = bool(rhythm.save and done % rhythm.save == 0 and not last)
-        if saved:
+        if rhythm.save and done % rhythm.save == 0 and not last:
             hooks.save(done)
-        hooks.honour_stop(done, saved=saved)
+        hooks.honour_stop(done)
 
 
 def memory() -> dict[str, float]:
