@@ -21,11 +21,11 @@ from dpo_cli.errors import CheckpointError, DpoError, NumericsError, Preempted, 
 from dpo_cli.evaluation.preferences import evaluate_preferences
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.objective import LossState, Objective
+from dpo_cli.stopping import StopRequest
 from dpo_cli.tracking.console import Console
 from dpo_cli.tracking.trackers import JsonLines, Tracker, WandB, wandb_mode
 from dpo_cli.training import checkpoint
 from dpo_cli.training.checkpoint import Checkpoint, TrainingState
-from dpo_cli.training.guards import StopRequest
 from dpo_cli.training.loop import Window
 
 

@@ -35,12 +35,13 @@ from dpo_cli.model.quantize import check_stage
 from dpo_cli.objective import Objective
 from dpo_cli.reference.fingerprint import reference_files
 from dpo_cli.run_folder import RunRecord, check_free, identity, new_run_dir, this_process
+from dpo_cli.stopping import StopRequest, stop_on_signals
 from dpo_cli.tracking.console import Console
 from dpo_cli.tracking.trackers import JsonLines
 from dpo_cli.training.checkpoint import Checkpoint
 from dpo_cli.training.checkpoint import folders as checkpoint_folders
 from dpo_cli.training.export import export, export_adapter
-from dpo_cli.training.guards import StopRequest, check_finite, check_zero_margin, stop_on_signals, zero_margin_gap
+from dpo_cli.training.guards import check_finite, check_zero_margin, zero_margin_gap
 from dpo_cli.training.loop import Rhythm, Window, Work, fit, memory
 
 _CHECKED_GROUPS = 4

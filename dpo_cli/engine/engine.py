@@ -17,6 +17,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from dpo_cli import liveness
 from dpo_cli.distributed import rank, world_size
 from dpo_cli.engine.optimizers import make_optimizer, moment_names, set_updates
 from dpo_cli.engine.settings import deepspeed_config
@@ -115,6 +116,7 @@ class Engine:
                 full = safe_get_full_fp32_param(parameter)
             if full is None:
                 raise RuntimeError(f"DeepSpeed has no float32 value of {name}")
+            liveness.beat()
             yield name, full.detach().to("cpu", torch.float32)
 
     def bytes_of_weights(self) -> int:
@@ -133,6 +135,7 @@ class Engine:
                     full = safe_get_full_optimizer_state(parameter, moment)
                 if full is None:
                     raise RuntimeError(f"DeepSpeed has no {moment} of {name}")
+                liveness.beat()
                 yield f"{name}/{moment}", full.detach().to("cpu")
 
     def set_moments(self, moments: Mapping[str, Tensor], updates: int, idle_loss: Tensor) -> None:

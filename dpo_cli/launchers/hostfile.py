@@ -30,6 +30,7 @@ from dpo_cli.config import EvaluateConfig, TrainConfig
 from dpo_cli.config_launch import HostfileConfig, is_secret
 from dpo_cli.errors import DpoError, ExitCode, StorageError
 from dpo_cli.launchers.lifeline import Order, Record, began, give, records
+from dpo_cli.stopping import SIGNALS
 
 _PASSED = (
     "NCCL_",
@@ -278,7 +279,7 @@ class _Launch:
         def hear(number: int, frame: FrameType | None) -> None:
             self._signals.append(number)
 
-        before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, hear) for number in SIGNALS}
         try:
             yield
         finally:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dpo_cli import faults
+from dpo_cli import faults, liveness
 from dpo_cli.data.plan import Step
 from dpo_cli.data.types import Group
 from dpo_cli.distributed import largest, rank
@@ -43,6 +43,7 @@ def train_step(
     contexts, state = objective.contexts(engine, micro_batches, step.groups, state)
     rows = rows_of(step.groups, objective.count)
     for number, members in enumerate(micro_batches, 1):
+        liveness.beat()
         # A rank that has run out of groups runs some group with weight zero: all ranks must meet in every pass.
         taken = members or step.groups[:1]
         batch, logps = objective.look(engine, [objective.groups[index] for index in taken])
