@@ -83,9 +83,7 @@ class Machine:
                 self._put(call.paths(folder)[0], Folder())
             case "openat" | "creat":
                 path = call.paths(folder)[0]
-                if "O_CREAT" in call.arguments and self._at(path) is None:
-                    self._put(path, File())
-                elif "O_TRUNC" in call.arguments:
+                if ("O_CREAT" in call.arguments and self._at(path) is None) or "O_TRUNC" in call.arguments:
                     self._put(path, File())
             case "write":
                 match = re.search(r', "((?:\\x[0-9a-f]{2})*)"(\.\.\.)?, ', call.arguments)
