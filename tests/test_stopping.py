@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -38,20 +39,26 @@ def test_with_something_to_save_it_is_asked_for_and_a_second_signal_ends(monkeyp
             send(signal.SIGTERM)
 
 
-def test_a_library_that_makes_another_error_of_it() -> None:
-    with pytest.raises(Preempted), stop_on_signals():
+def makes_another_error_of_it() -> None:
+    with stop_on_signals():
         try:
             send(signal.SIGTERM)
         except Exception as error:
             raise ImportError("cannot import this module") from error
 
 
-def test_a_library_that_drops_it() -> None:
-    with pytest.raises(Preempted), stop_on_signals():
+def drops_it() -> None:
+    with stop_on_signals():
         with suppress(Exception):
             send(signal.SIGTERM)
         with stop_on_signals():
             pytest.fail("it goes on")
+
+
+@pytest.mark.parametrize("library", [makes_another_error_of_it, drops_it])
+def test_a_library_in_the_way_changes_nothing(library: Callable[[], None]) -> None:
+    with pytest.raises(Preempted):
+        library()
 
 
 def test_another_error_stays_what_it_is() -> None:
