@@ -10,7 +10,7 @@ WORKERS ?= auto
 # Compiled modules are kept: tests start hundreds of processes, and each would compile all of dpo again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart install install-dev test test-slow check fmt wheel quickstart-assets clean
+.PHONY: help quickstart install install-dev test test-slow faults check fmt wheel quickstart-assets clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +29,11 @@ test: install-dev ## install and run the tests (under 5 minutes on 2 cores)
 
 test-slow: install-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
+
+faults: install-dev ## what a run survives: kills, signals, a long run; each part goes on where it was cut off
+	$(BIN)/python scripts/faults.py kills
+	$(BIN)/python scripts/faults.py signals
+	$(BIN)/python scripts/faults.py soak
 
 check: install-dev ## formatting, linter, types, import rules
 	$(BIN)/ruff format --check .

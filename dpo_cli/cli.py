@@ -7,10 +7,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from dpo_cli import __version__
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.secret import check_words, hide
+from dpo_cli.stopping import STOPPABLE, stop_on_signals
 
 COMMANDS = {
     "train": "train a model on preferences; -m sweeps over values",
@@ -190,7 +192,7 @@ def _run(words: list[str]) -> int:
             from dpo_cli.launchers.outer import said_once
 
             words = files_as_overrides(rest) if name == "score" else as_overrides(name, rest)
-            with said_once():
+            with said_once(), stop_on_signals() if name in STOPPABLE else nullcontext():
                 return run_command(name, words)
         case _:
             near = difflib.get_close_matches(name, [*COMMANDS, *HELPERS], n=1)

@@ -135,6 +135,7 @@ class TrainSection(Section):
     keep_last: Annotated[int, Field(ge=2, strict=True)]
     keep_best: str | None
     stop: StopConfig
+    on_failed_save: Literal["continue", "stop"]
 
 
 class TrainConfig(Section):

@@ -32,6 +32,7 @@ class LocalConfig(Section):
 
     name: Literal["local"]
     num_processes: PositiveInt | Auto
+    hang_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
 
 
 class TorchrunConfig(Section):

@@ -1,4 +1,4 @@
-"""The hash of a file's content, remembered."""
+"""The hash of a file's content, and the same remembered."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from pathlib import Path
 from filelock import FileLock
 
 
+def sha256(file: Path) -> str:
+    """Of a file's bytes, as hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def file_hash(file: Path, cache: Path) -> str:
     """SHA-256 of a file, remembered by what the file system says of it, so that a 70B is not read at every start."""
     stat = file.resolve().stat()
@@ -19,8 +25,7 @@ def file_hash(file: Path, cache: Path) -> str:
     with FileLock(memory.with_suffix(".lock")):
         known = _read(memory)
         if identity not in known:
-            with file.open("rb") as stream:
-                known[identity] = hashlib.file_digest(stream, "sha256").hexdigest()
+            known[identity] = sha256(file)
             partial = memory.with_suffix(f".{os.getpid()}")
             partial.write_text(json.dumps(known), encoding="utf-8")
             partial.replace(memory)

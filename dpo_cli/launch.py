@@ -12,24 +12,21 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from dpo_cli import faults, liveness
 from dpo_cli.config import EvaluateConfig, InspectConfig, PlanConfig, PrecomputeConfig, ScoreConfig, TrainConfig
 from dpo_cli.config_launch import HostfileConfig, SlurmConfig, TorchrunConfig
 from dpo_cli.errors import ConfigError, DpoError, ExitCode, StorageError
-from dpo_cli.launchers import hostfile, lifeline, outer, slurm
-from dpo_cli.launchers.apart import passing_on, said
+from dpo_cli.launchers import hostfile, lifeline, outer, ranks, slurm
 from dpo_cli.secret import hide
-
-_SECONDS_TO_END = 20.0
-"""How long the other ranks may go on when one has ended with an error: they usually see the same one."""
+from dpo_cli.stopping import STOPPABLE, stop_on_signals
 
 
 def run_once(command: str, config: TrainConfig | ScoreConfig) -> int:
@@ -38,6 +35,7 @@ def run_once(command: str, config: TrainConfig | ScoreConfig) -> int:
     Raises:
         DpoError: what the command raises, when it runs in this process.
     """
+    faults.announce()
     if isinstance(config, InspectConfig | PlanConfig) or not isinstance(config, TrainConfig | EvaluateConfig):
         # Nothing of it is shared out.
         _call(command, config)
@@ -57,7 +55,8 @@ def run_once(command: str, config: TrainConfig | ScoreConfig) -> int:
     with tempfile.TemporaryDirectory(prefix="dpo-") as folder:
         file = Path(folder, "config.json")
         file.write_text(config.model_dump_json(), encoding="utf-8")
-        return _run_ranks([sys.executable, "-m", "dpo_cli", "_rank", command, str(file)], processes, Path(folder))
+        words = [sys.executable, "-m", "dpo_cli", "_rank", command, str(file)]
+        return ranks.run(words, processes, Path(folder), config.launch.hang_timeout)
 
 
 def _run_as_rank(command: str, config: TrainConfig | EvaluateConfig) -> int:
@@ -109,6 +108,11 @@ def run_rank(command: str, file: str) -> int:
         DpoError: then, and if there is no such file.
     """
     _end_with_parent()
+    with stop_on_signals() if command in STOPPABLE else nullcontext():
+        return _as_rank(command, file)
+
+
+def _as_rank(command: str, file: str) -> int:
     config = _read(command, Path(file))
     if isinstance(config.launch, TorchrunConfig):
         with outer.said_once():
@@ -120,6 +124,8 @@ def run_rank(command: str, file: str) -> int:
     text, code, lost = "", int(ExitCode.DONE), False
     try:
         if "RANK" in os.environ:
+            if not watched:
+                liveness.show_in(folder, rank)
             _call(command, config)
         else:
             code = run_once(command, config)
@@ -137,7 +143,7 @@ def run_rank(command: str, file: str) -> int:
     if watched:
         lifeline.leave(folder, rank, code, text, lost=lost)
     elif text:
-        (folder / f"rank-{rank}.json").write_text(json.dumps({"text": text}), encoding="utf-8")
+        ranks.leave(folder, rank, code, text, lost=lost)
     return code
 
 
@@ -173,6 +179,7 @@ def _end_with_parent() -> None:
 
 def _call(command: str, config: TrainConfig | ScoreConfig) -> None:
     """Run a command in this process."""
+    faults.reached("start")
     from dpo_cli.allocator import keep_freed_memory
     from dpo_cli.quiet import quieten
     from dpo_cli.versions import check_versions
@@ -216,55 +223,6 @@ def _call(command: str, config: TrainConfig | ScoreConfig) -> None:
         ) from error
 
 
-def _run_ranks(words: Sequence[str], count: int, folder: Path) -> int:
-    shared = {
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count))),
-    }
-    if sys.platform == "linux":
-        shared.setdefault("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
-    ranks = [
-        subprocess.Popen(words, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(count)
-    ]
-    try:
-        with passing_on(ranks) as signals:
-            first = _wait(ranks)
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    if first is None:
-        return int(ExitCode.DONE)
-    code = ranks[first].returncode
-    if code < 0 and signals:  # it had not even begun to listen
-        print(
-            "dpo: stopped by a signal before there was anything to save; the same command begins again", file=sys.stderr
-        )
-        return int(ExitCode.PREEMPTED)
-    print(said(folder, first) or f"dpo: rank {first} ended with exit code {code}", file=sys.stderr)
-    return code if code > 0 else int(ExitCode.INTERNAL)
-
-
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Until all have ended; the first that failed of itself, or None."""
-    first: int | None = None
-    deadline = float("inf")
-    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
-        failed = [number for number, rank in enumerate(ranks) if rank.poll() not in (None, 0)]
-        if failed and first is None:
-            first, deadline = failed[0], time.monotonic() + _SECONDS_TO_END
-        time.sleep(0.1)
-    failed = [number for number, rank in enumerate(ranks) if rank.poll() not in (None, 0)]
-    failed.sort(key=lambda number: number != first)
-    # When one ends, others lose their connection to it, and may be faster to say so.
-    failed.sort(key=lambda number: ranks[number].returncode == int(ExitCode.INTERNAL))
-    return next(iter(failed), None)
-
-
 def devices(none: int = 1) -> int:
     """GPUs of this machine, or ``none``. torch is asked only where there may be one, as importing it takes seconds."""
     if "RANK" in os.environ or not (Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()):
@@ -272,9 +230,3 @@ def devices(none: int = 1) -> int:
     import torch
 
     return max(none, torch.cuda.device_count())
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -23,8 +24,27 @@ def in_place_of(folder: Path, partial: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        for path in [*partial.rglob("*"), partial]:
+            sync(path)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
+        sync_parents(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file's content, or which names are in a folder, before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_parents(path: Path) -> None:
+    """Have the disk hold the name of ``path``, and those of the two folders it is in, which may be new as well."""
+    for parent in path.resolve().parents[:3]:
+        with suppress(PermissionError):  # not ours to read, so it was there before
+            sync(parent)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import distributed
+from dpo_cli import distributed, faults
 from dpo_cli.commands.parts import Reference, Scorer
 from dpo_cli.commands.public import without_signatures
 from dpo_cli.commands.report import append_samples
@@ -17,7 +18,7 @@ from dpo_cli.commands.rows import Rows
 from dpo_cli.commands.sampling import sample_answers
 from dpo_cli.config import TrainConfig
 from dpo_cli.engine.engine import Engine
-from dpo_cli.errors import DpoError, NumericsError, Preempted, StorageError
+from dpo_cli.errors import CheckpointError, DpoError, NumericsError, Preempted, StorageError
 from dpo_cli.evaluation import measures
 from dpo_cli.evaluation.alarms import of_preferences
 from dpo_cli.evaluation.intervals import Bootstrap
@@ -27,26 +28,32 @@ from dpo_cli.evaluation.scores import Comparisons, Scores
 from dpo_cli.objective import LossState, Objective
 from dpo_cli.reporting.compare import lower_is_better
 from dpo_cli.run_folder import RunRecord
+from dpo_cli.stopping import StopRequest
 from dpo_cli.tracking import progress
 from dpo_cli.tracking.console import Console
 from dpo_cli.tracking.metrics_file import JsonLines
 from dpo_cli.tracking.trackers import Tracker, wandb_mode
 from dpo_cli.training import checkpoint
 from dpo_cli.training.checkpoint import Checkpoint, TrainingState
-from dpo_cli.training.guards import StopRequest
+from dpo_cli.training.early_stop import Limits, reached
 from dpo_cli.training.loop import Window
-from dpo_cli.training.stopping import Limits, reached
 
 _RESAMPLES = 200
 """For the intervals of alarms: enough to tell trouble from chance, at each evaluation."""
 
 
-def open_file(run_dir: Path, resumed: Checkpoint | None) -> JsonLines | None:
+def open_file(run_dir: Path, resumed: Checkpoint | None, console: Console) -> JsonLines | None:
     """Where this rank's metrics go: nowhere but on the first rank."""
     if distributed.rank() != 0:
         return None
     # A run that starts anew may have been cut off here before its first checkpoint: nothing of that stays.
-    return JsonLines(run_dir / "metrics.jsonl", resume_after=-1 if resumed is None else resumed.state.step)
+    after = -1 if resumed is None else resumed.state.step
+    return JsonLines(run_dir / "metrics.jsonl", resume_after=after, warn=console.warn)
+
+
+def is_of(found: Checkpoint, run_dir: Path) -> bool:
+    """Whether a checkpoint lies in a run's own folder."""
+    return found.folder.resolve().is_relative_to(run_dir.resolve())
 
 
 def tracker_names(config: TrainConfig) -> list[str]:
@@ -59,7 +66,7 @@ def start_trackers(config: TrainConfig, run_dir: Path, resumed: Checkpoint | Non
     if distributed.rank() != 0:
         return []
     names = tracker_names(config)
-    if resumed is None or not resumed.folder.resolve().is_relative_to(run_dir.resolve()):
+    if resumed is None or not is_of(resumed, run_dir):
         # What begins anew, or from another run's checkpoint, is a run of its own to trackers as well.
         for name in names:
             progress.forget(run_dir, name)
@@ -139,6 +146,8 @@ class RunHooks:
     """Why the run ends early."""
     samples: Samples | None = None
     """The newest."""
+    saved: int | None = None
+    """The update after which the newest checkpoint in this run's folder was made."""
 
     @property
     def first(self) -> bool:
@@ -217,6 +226,7 @@ class RunHooks:
         if not groups or self._has(step, "eval/loss"):
             return
         scores = Scores(groups, reference=self.objective.reference is not None)
+        faults.reached("evaluation", step)
         with self.console.phase("evaluate", len(groups), "rows") as advance:
             metrics = evaluate_preferences(
                 self.engine,
@@ -274,9 +284,39 @@ class RunHooks:
         """A checkpoint.
 
         Raises:
-            StorageError: if it can't be written; earlier ones are as they were.
+            StorageError: if it can't be written and the run is to stop then; earlier ones are as they were.
         """
         self._choose_best(step)
+        problem = self._save(step)
+        if problem is None:
+            return
+        if self.config.train.on_failed_save == "stop":
+            raise StorageError(f"{problem}: make room and go on with resume=auto")
+        self.console.warn(f"{problem}; training goes on without it (train.on_failed_save)")
+
+    def _save(self, step: int) -> str | None:
+        """Write a checkpoint, unless the newest is of this very state; returns why not, on all ranks alike."""
+        if step == self.saved:
+            return None
+        folder = self.run_dir / "checkpoints"
+        problem = distributed.from_first(self._lack_of_room(folder) if self.first else None)
+        if problem is None:
+            problem = distributed.from_first(self._write(step, folder))
+        if problem is not None:
+            return f"the checkpoint of update {step} could not be written ({problem}); earlier ones are as they were"
+        self.saved = step
+        return None
+
+    def _lack_of_room(self, folder: Path) -> str | None:
+        """Seen before anything is gathered: the next checkpoint takes about what the newest does."""
+        newest = checkpoint.folders(folder)[-1:]
+        needed = int(1.2 * checkpoint.bytes_of(newest[0])) if newest else self.engine.bytes_of_weights()
+        free = shutil.disk_usage(self.run_dir).free
+        return None if free >= needed else f"it needs {needed:,} bytes, and {free:,} are free in {self.run_dir}"
+
+    def _write(self, step: int, folder: Path) -> str | None:
+        if self.file is not None:
+            self.file.settle()  # a checkpoint's metrics are to be on the disk when it is
         state = TrainingState(
             step,
             self.fingerprint,
@@ -285,9 +325,8 @@ class RunHooks:
             loss=self.loss_state,
             pending=distributed.sums(self.window.sums.values),
         )
-        folder = self.run_dir / "checkpoints"
+        moved = None if self.config.reference.update_every is None else self.reference.live
         try:
-            moved = None if self.config.reference.update_every is None else self.reference.live
             checkpoint.write(
                 folder,
                 state,
@@ -296,26 +335,27 @@ class RunHooks:
                 reference=None if moved is None else moved.weights(),
                 first=self.first,
             )
+            if self.first:
+                keep_last, best_step = self.config.train.keep_last, self.best.get("step")
+                checkpoint.clean_up(folder, keep_last=keep_last, best_step=best_step, newest=step)
         except OSError as error:
-            raise StorageError(
-                f"the checkpoint of update {step} could not be written ({error.strerror or error}); earlier ones are "
-                "as they were: make room and go on with resume=auto"
-            ) from None
-        if self.first:
-            keep_last, best_step = self.config.train.keep_last, self.best.get("step")
-            checkpoint.clean_up(folder, keep_last=keep_last, best_step=best_step, newest=step)
-        distributed.wait_for_all()
+            free = shutil.disk_usage(self.run_dir).free
+            return f"{error.strerror or error}; {free:,} bytes are free in {self.run_dir}"
+        except CheckpointError as error:
+            return f"it is not what was written: {error}"
+        return None
 
-    def honour_stop(self, step: int, *, saved: bool) -> None:
+    def honour_stop(self, step: int) -> None:
         """If a signal came to any rank: save, unless that is done, and end.
 
         Raises:
             Preempted: on all ranks alike.
+            StorageError: if the state could not be saved.
         """
         if not distributed.largest([float(self.stop.requested)])[0]:
             return
-        if not saved:
-            self.save(step)
+        if problem := self._save(step):
+            raise StorageError(f"stopped by a signal after update {step}, and {problem}")
         raise Preempted(
             f"stopped by a signal after update {step}; its state is saved, and the same command with "
             f"run_dir={self.run_dir} resume=auto goes on"

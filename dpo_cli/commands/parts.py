@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from dpo_cli import faults
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.places import new_adapter, policy_files, reference_place
 from dpo_cli.commands.rows import Rows
@@ -145,6 +146,7 @@ class Setup:
             DpoError: if there is no such model, or it can't do ``model.attention=groups``.
         """
         wanted = self.model.attention
+        faults.reached("load")
         with self.console.phase(f"load {files}"):
             loaded = self._load(files, new)
         noise = None if loaded.adapter is None else loaded.adapter.noise

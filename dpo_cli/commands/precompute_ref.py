@@ -18,8 +18,8 @@ from dpo_cli.losses import make_loss
 from dpo_cli.model.flops import FlopsModel
 from dpo_cli.reference.shards import share_out
 from dpo_cli.reference.store import ReferenceStore
+from dpo_cli.stopping import stop_on_signals
 from dpo_cli.tracking.console import Console
-from dpo_cli.training.guards import stop_on_signals
 
 
 def run(config: PrecomputeConfig) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from dpo_cli import distributed
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.card import about, model_card, text_hash
-from dpo_cli.commands.hooks import RunHooks, open_file, start_trackers, tracker_names
+from dpo_cli.commands.hooks import RunHooks, is_of, open_file, start_trackers, tracker_names
 from dpo_cli.commands.parts import Reference, Scorer, Setup, resolve_precision, resolve_token_budget
 from dpo_cli.commands.places import policy_files, reference_place
 from dpo_cli.commands.report import config_yaml, show_outcome, show_samples
@@ -26,7 +26,7 @@ from dpo_cli.engine.frozen import Frozen
 from dpo_cli.engine.optimizers import check_optimizer
 from dpo_cli.engine.schedule import learning_rate
 from dpo_cli.engine.settings import deepspeed_config, resolve_stage
-from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.errors import DpoError, ExitCode, NumericsError
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.losses import Loss, Sums, make_loss
 from dpo_cli.model.checkpointing import checkpoint_layers
@@ -36,11 +36,13 @@ from dpo_cli.objective import Objective
 from dpo_cli.reference.fingerprint import reference_files
 from dpo_cli.run_folder import RunRecord, check_free, identity, new_run_dir, this_process
 from dpo_cli.secret import hide
+from dpo_cli.stopping import StopRequest, stop_on_signals
 from dpo_cli.tracking.console import Console
 from dpo_cli.tracking.trackers import Tracker, check_usable, finish
 from dpo_cli.training.checkpoint import Checkpoint
+from dpo_cli.training.checkpoint import folders as checkpoint_folders
 from dpo_cli.training.export import export, export_adapter
-from dpo_cli.training.guards import StopRequest, check_finite, check_zero_margin, stop_on_signals, zero_margin_gap
+from dpo_cli.training.guards import check_finite, check_zero_margin, zero_margin_gap
 from dpo_cli.training.loop import Rhythm, Window, Work, fit, memory
 
 _CHECKED_GROUPS = 4
@@ -203,7 +205,7 @@ class _Run:
             self.data,
             update_settings(config, self.precision, reference.identity["files"]),
             self.record,
-            open_file(self.run_dir, resumed),
+            open_file(self.run_dir, resumed, self.console),
             self.console,
             self.stop,
             Window(Sums(self.loss.metric_names)),
@@ -251,6 +253,9 @@ class _Run:
             with self.stop.waiting():
                 after = self._finish(hooks, self._fit(hooks, plan, resumed, work), started)
             exit_code = int(ExitCode.DONE)
+        except NumericsError as error:
+            exit_code = int(error.exit_code)
+            raise NumericsError(f"{error}. {_last_good(hooks.run_dir)}") from None
         except DpoError as error:
             exit_code = int(error.exit_code)
             raise
@@ -264,9 +269,9 @@ class _Run:
         """After the last update: the model is written before anything that could still go wrong."""
         check_finite(hooks.engine, hooks.objective.groups[:_CHECKED_GROUPS], hooks.objective)
         hooks.evaluate(updates)
-        hooks.honour_stop(updates, saved=False)
+        hooks.honour_stop(updates)
         self._export(hooks, updates)
-        hooks.honour_stop(updates, saved=False)
+        hooks.honour_stop(updates)
         samples = hooks.sample(updates)
         final = {**hooks.latest, **memory()}
         if hooks.first and samples is not None:
@@ -371,6 +376,7 @@ class _Run:
         hooks.logged = start
         if resumed is not None:
             hooks.best, hooks.loss_state = resumed.state.best, resumed.state.loss
+            hooks.saved = start if is_of(resumed, self.run_dir) else None
             if resumed.state.pending and hooks.first:
                 hooks.window.sums.values = resumed.state.pending
 
@@ -427,6 +433,12 @@ class _Run:
                     first=hooks.first,
                 )
         self.record.update(card=text_hash(card))
+
+
+def _last_good(run_dir: Path) -> str:
+    """What there is to go back to."""
+    folders = checkpoint_folders(run_dir / "checkpoints")
+    return f"The last checkpoint is {folders[-1]}" if folders else "There is no checkpoint yet"
 
 
 def _source(reference: Reference) -> str:

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
-from signal import SIG_IGN, SIGINT, SIGTERM, signal
+from signal import SIG_IGN, signal
 from typing import Any, TypeVar
 
 from dpo_cli.data.sources import Row
 from dpo_cli.errors import DpoError
+from dpo_cli.stopping import SIGNALS
 
 CHUNK = 500
 """Rows at a time."""
@@ -83,7 +84,7 @@ def _start_worker(work: Work[Any]) -> None:
     global _of_worker
     _of_worker = work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core is enough
-    for number in (SIGINT, SIGTERM):  # the parent's to handle
+    for number in SIGNALS:  # the parent's to handle
         signal(number, SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from dpo_cli import liveness
 from dpo_cli.distributed import rank, world_size
 from dpo_cli.engine.optimizers import make_optimizer, moment_names, set_updates
 from dpo_cli.engine.settings import deepspeed_config
@@ -80,17 +82,26 @@ class Engine:
         self._deepspeed.backward(loss * world_size())
 
     def step(self, lr: float) -> float:
-        """Update the weights and clear the gradients; returns the gradient's norm before clipping."""
+        """Update the weights and clear the gradients; returns the gradient's norm before clipping.
+
+        A norm that is not finite means that nothing was updated, on any rank. DeepSpeed leaves such a step out by
+        itself, says so nowhere, and at stage 3 goes on to report the norm of the step before.
+        """
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
-        norm = None
-        if self.zero_stage == 0:
-            trained = [p for p in self._module.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-            if self._max_grad_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(trained, self._max_grad_norm, norm)
+        if self.zero_stage > 0:
+            self._deepspeed.step()
+            left_out = self._deepspeed.optimizer.overflow
+            return math.inf if left_out else float(self._deepspeed.get_global_grad_norm())
+        trained = [p for p in self._module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if not math.isfinite(norm):
+            self._deepspeed.optimizer.zero_grad()
+            return float(norm)
+        if self._max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(trained, self._max_grad_norm, norm)
         self._deepspeed.step()
-        return float(self._deepspeed.get_global_grad_norm() if norm is None else norm)
+        return float(norm)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter by name, whole and in float32, on the CPU. All ranks must iterate.
@@ -105,7 +116,13 @@ class Engine:
                 full = safe_get_full_fp32_param(parameter)
             if full is None:
                 raise RuntimeError(f"DeepSpeed has no float32 value of {name}")
+            liveness.beat()
             yield name, full.detach().to("cpu", torch.float32)
+
+    def bytes_of_weights(self) -> int:
+        """What ``weights`` gives, on a disk."""
+        given = self._trained() if self._only_trained else self._module.named_parameters()
+        return sum(4 * getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in given)
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
         """What the optimizer remembers as ``<parameter>/<moment>``, whole, on the CPU. All ranks must iterate."""
@@ -118,6 +135,7 @@ class Engine:
                     full = safe_get_full_optimizer_state(parameter, moment)
                 if full is None:
                     raise RuntimeError(f"DeepSpeed has no {moment} of {name}")
+                liveness.beat()
                 yield f"{name}/{moment}", full.detach().to("cpu")
 
     def set_moments(self, moments: Mapping[str, Tensor], updates: int, idle_loss: Tensor) -> None:

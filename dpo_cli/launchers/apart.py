@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from types import FrameType
 
 from dpo_cli.config import EvaluateConfig, TrainConfig
 from dpo_cli.errors import ExitCode
+from dpo_cli.stopping import SIGNALS
 
 
 @dataclass(frozen=True)
@@ -79,24 +81,24 @@ def said(folder: Path, rank: int) -> str:
 
 
 @contextmanager
-def passing_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+def passing_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[float]]:
     """Signals to this process go to the children, which save and end; this process waits for them.
 
     Args:
         children: those of the moment; more may come.
 
-    Yields the signals that came, as they come.
+    Yields the times of those that came (``time.monotonic``), as they come.
     """
-    came: list[int] = []
+    came: list[float] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        came.append(time.monotonic())
         for child in children:
             # From a terminal, Ctrl-C has already gone to the whole foreground group.
             if child.poll() is None and not (number == signal.SIGINT and sys.stdin and sys.stdin.isatty()):
                 child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         yield came
     finally:

@@ -31,6 +31,7 @@ from dpo_cli.config_launch import HostfileConfig
 from dpo_cli.errors import DpoError, ExitCode, StorageError
 from dpo_cli.launchers.lifeline import Order, Record, began, give, records
 from dpo_cli.secret import is_secret_variable
+from dpo_cli.stopping import SIGNALS
 
 _PASSED = (
     "NCCL_",
@@ -279,7 +280,7 @@ class _Launch:
         def hear(number: int, frame: FrameType | None) -> None:
             self._signals.append(number)
 
-        before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, hear) for number in SIGNALS}
         try:
             yield
         finally:

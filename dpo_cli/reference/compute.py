@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dpo_cli import faults
 from dpo_cli.data.collate import flat_length
 from dpo_cli.data.plan import pack
 from dpo_cli.data.types import Group
@@ -107,9 +108,11 @@ def _compute(
     last_kept = time.monotonic()
     lengths = [flat_length(group, share=policy.groups) for group in groups]
     try:
-        for members in pack(range(len(groups)), lengths, token_budget, padded=not policy.groups):
+        micro_batches = pack(range(len(groups)), lengths, token_budget, padded=not policy.groups)
+        for number, members in enumerate(micro_batches, 1):
             batch = [groups[index] for index in members]
             found = score(policy, batch, share=policy.groups)
+            faults.reached("reference", number)
             _check_finite(batch, found)
             logps += found
             done += batch

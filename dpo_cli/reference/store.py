@@ -22,8 +22,10 @@ import safetensors.numpy
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from dpo_cli import faults
 from dpo_cli.data.types import Group, Tokens
 from dpo_cli.errors import DpoError, StorageError
+from dpo_cli.whole_folder import sync
 
 Logps = NDArray[np.float32]
 
@@ -105,6 +107,7 @@ class ReferenceStore:
         _write(path, data)
         self._logps.update(entries)
         self._read.add(path.name)
+        faults.reached("chunk", len(self._read))
 
     def lookup(self, groups: Sequence[Group]) -> Logps:
         """Log-probs of the groups' scored tokens, end to end: ``[M]``, as ``FlatBatch.answer`` has them.
@@ -160,5 +163,6 @@ def _write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)

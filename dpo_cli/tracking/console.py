@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from dpo_cli import liveness
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -56,7 +58,12 @@ class Console:
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Callable[..., None]]:
         """A phase of ``total`` units (None = not known). Yields ``advance(units=1, note="")``."""
-        with self._bar(name, total, unit) if self.live else self._lines(name, total, unit) as advance:
+        with self._bar(name, total, unit) if self.live else self._lines(name, total, unit) as show:
+
+            def advance(units: int = 1, note: str | None = None) -> None:
+                liveness.beat()
+                show(units, note)
+
             yield advance
 
     @contextmanager

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
 class JsonLines:
     """``metrics.jsonl``: one object per line, with ``step``."""
 
-    def __init__(self, path: Path, *, resume_after: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, resume_after: int | None = None, warn: Callable[[str], None] = lambda _: None
+    ) -> None:
         """
         Args:
             path: of the file.
             resume_after: keep what is there up to this step, and drop lines of later steps, which will be run again.
+            warn: told once when a line can't be written.
         """
         self.kept: list[tuple[int, dict[str, float]]] = []
         """Steps and finite values of the lines that were kept."""
@@ -30,7 +34,10 @@ class JsonLines:
                 step = int(values.pop("step"))
                 self.kept.append((step, {name: value for name, value in values.items() if value is not None}))
                 self._said.add((step, frozenset(values)))
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+        self._warn = warn
+        self._warned = False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """A line. JSON has no NaN or infinity: they become null. What a line kept already says is not said again: a run
@@ -38,11 +45,31 @@ class JsonLines:
         if (step, frozenset(metrics)) in self._said:
             return
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._waiting += json.dumps({"step": step, **values}).encode() + b"\n"
+        self._write()
+
+    def settle(self) -> None:
+        """Have the disk hold what was logged."""
+        self._write(sync=True)
 
     def close(self) -> None:
         """Nothing more comes."""
+        self._write()
+        if self._waiting:
+            self._warn(f"{self._file.name} lacks its last {len(self._waiting):,} bytes: the disk is full")
         self._file.close()
+
+    def _write(self, *, sync: bool = False) -> None:
+        """What does not fit on the disk waits until there is room."""
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            if sync:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                self._warn(f"{self._file.name} can't be written for now ({error.strerror}); its lines are kept")
 
 
 def _step(line: str) -> float:

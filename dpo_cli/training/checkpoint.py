@@ -7,11 +7,9 @@ have changed since is known. Nothing in it is pickled, and nothing depends on th
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,13 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dpo_cli import faults
 from dpo_cli.errors import CheckpointError, one_line
+from dpo_cli.file_hash import sha256
 from dpo_cli.model.weight_files import is_plain_name
+from dpo_cli.whole_folder import sync, sync_parents
 
-_FORMAT = 1
+_FORMAT = 2
 _FILES = ("moments.safetensors", "state.json", "weights.safetensors")
 
 
@@ -91,31 +92,32 @@ def write(
         reference: weights of a reference that moves; None = it does not.
 
     Raises:
-        OSError: if it can't be written; nothing is left under the final name.
+        OSError: on the first rank, if it can't be written; nothing is left of it. It has then met the other ranks in
+            all collectives, so that the run can go on.
     """
     final = folder_of(checkpoints, state.step)
     partial = checkpoints / f".partial-step-{state.step}"
-    replaced = checkpoints / f".replaced-step-{state.step}"
-    if first:
-        for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir(parents=True)
+    problem: OSError | None = None
+
+    def attempt(part: Callable[[], None]) -> None:
+        nonlocal problem
+        if first and problem is None:
+            try:
+                part()
+            except OSError as error:
+                problem = error
+
     try:
+        attempt(lambda: _begin(checkpoints, partial))
         for name, tensors in (("weights", weights), ("moments", moments), ("reference", reference or ())):
             kept = {key: tensor.contiguous() for key, tensor in tensors if first}
-            if first and (kept or name != "reference"):
-                _save(kept, partial / f"{name}.safetensors")
-        if first:
-            (partial / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-            files = {path.name: _hash(path) for path in sorted(partial.iterdir())}
-            (partial / "manifest.json").write_text(json.dumps(files, indent=2), encoding="utf-8")
-            for path in [*partial.iterdir(), partial]:
-                _sync(path)
-            if final.exists():  # from before the run was cut off; kept until the new one is in its place
-                final.rename(replaced)
-            partial.rename(final)
-            _sync(checkpoints)
-            shutil.rmtree(replaced, ignore_errors=True)
+            if kept or name != "reference":
+                attempt(lambda kept=kept, name=name: _save(kept, partial / f"{name}.safetensors"))  # type: ignore[misc]
+            if name == "weights":
+                attempt(lambda: _at("mid-save", state.step))
+        attempt(lambda: _commit(partial, final, state))
+        if problem is not None:
+            raise problem
     except BaseException:
         if first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -123,19 +125,57 @@ def write(
     return final
 
 
-def clean_up(checkpoints: Path, *, keep_last: int, best_step: int | None, newest: int | None = None) -> None:
-    """Delete all checkpoints but the newest ``keep_last`` and the best.
+def _begin(checkpoints: Path, partial: Path) -> None:
+    """An empty folder to write in; what killed processes have left is removed."""
+    for leftover in checkpoints.glob(".*-step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def _commit(partial: Path, final: Path, state: TrainingState) -> None:
+    """Complete what is written and give it its name: only when the disk has it all, and then for good."""
+    (partial / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(partial.iterdir())}
+    (partial / "manifest.json").write_text(json.dumps(files, indent=2), encoding="utf-8")
+    for path in [*sorted(partial.iterdir()), partial]:
+        sync(path)
+    _at("before-rename", state.step)
+    replaced = final.with_name(f".replaced-{final.name}")
+    if final.exists():  # from before the run was cut off; kept until the new one is in its place
+        final.rename(replaced)
+    partial.rename(final)
+    _at("after-rename", state.step)
+    sync_parents(final)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _at(point: str, step: int) -> None:
+    faults.reached(point, step)
+
+
+def bytes_of(folder: Path) -> int:
+    """What a checkpoint takes on the disk."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def clean_up(checkpoints: Path, *, keep_last: int, best_step: int | None, newest: int) -> None:
+    """Delete all checkpoints but the newest ``keep_last`` and the best, if the newest is what was written.
 
     Args:
         checkpoints: their folder.
         keep_last: how many.
         best_step: of the best, if there is one.
         newest: the step just saved. Later ones don't count: a run that went on before them found them broken.
+
+    Raises:
+        CheckpointError: if the newest can't be read back; nothing is deleted then.
     """
-    steps = [step for step in _steps(checkpoints) if newest is None or step <= newest]
-    for step in steps[:-keep_last]:
-        if step != best_step:
-            shutil.rmtree(folder_of(checkpoints, step))
+    steps = [step for step in _steps(checkpoints) if step <= newest]
+    superfluous = [step for step in steps[:-keep_last] if step != best_step]
+    if superfluous:
+        read(folder_of(checkpoints, newest))
+    for step in superfluous:
+        remove(folder_of(checkpoints, step))
 
 
 def folders(checkpoints: Path) -> list[Path]:
@@ -148,6 +188,7 @@ def remove(folder: Path) -> None:
     partial = folder.with_name(f".removed-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     folder.rename(partial)
+    faults.reached("delete", folder.name.removeprefix("step-"))
     shutil.rmtree(partial)
 
 
@@ -158,12 +199,11 @@ def read(folder: Path) -> Checkpoint:
         CheckpointError: if it is incomplete or damaged.
     """
     try:
-        files: Mapping[str, str] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        files: Mapping[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if odd := [name for name in files if not is_plain_name(name)]:
             raise CheckpointError(f"{folder}: its manifest names {one_line(odd[0])}, which is not a file in it")
         for name in sorted({*_FILES, *files}):
-            if _hash(folder / name) != files[name]:
-                raise CheckpointError(f"{folder}: {name} has changed since it was written")
+            _check(folder / name, files[name])
         state = TrainingState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
         _check_types(state)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -184,7 +224,6 @@ def _check_types(state: TrainingState) -> None:
         and state.step >= 0
         and isinstance(state.data, str)
         and isinstance(state.settings, dict)
-        and isinstance(state.wandb_id, str | None)
         and isinstance(state.best, dict)
         and (not state.best or (type(state.best["step"]) is int and isinstance(state.best["value"], int | float)))
         and all(isinstance(number, int | float) for number in numbers)
@@ -211,6 +250,14 @@ def find(where: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
+def _check(file: Path, written: Mapping[str, Any]) -> None:
+    found, expected = file.stat().st_size, int(written["bytes"])
+    if found != expected:
+        raise CheckpointError(f"{file.parent}: {file.name} has {found:,} bytes, and {expected:,} were written")
+    if sha256(file) != written["sha256"]:
+        raise CheckpointError(f"{file.parent}: {file.name} has changed since it was written")
+
+
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         safetensors.torch.save_file(tensors, path)
@@ -221,16 +268,3 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 def _steps(checkpoints: Path) -> list[int]:
     names = [path.name for path in checkpoints.glob("step-*")] if checkpoints.is_dir() else []
     return sorted(int(name[5:]) for name in names if name[5:].isdigit())
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

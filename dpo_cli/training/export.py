@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
+from dpo_cli import faults
 from dpo_cli.errors import StorageError
 from dpo_cli.model.adapters import Adapter, saved_names
 from dpo_cli.model.files import CONFIG_FILE, WEIGHTS_FILE
@@ -135,6 +136,7 @@ def _whole_or_not(folder: Path) -> Iterator[Path]:
     try:
         with in_place_of(folder, folder.with_name(f".partial-{folder.name}")) as partial:
             yield partial
+            faults.reached("final")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StorageError(f"{folder} could not be written ({reason}); checkpoints are as they were") from None

@@ -1,12 +1,9 @@
-"""Checks and signals that keep a run from training on garbage or losing its work."""
+"""Checks that keep a run from training on garbage."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -14,50 +11,9 @@ from torch import Tensor
 from dpo_cli.data.collate import collate
 from dpo_cli.data.types import Group
 from dpo_cli.engine.engine import Engine
-from dpo_cli.errors import NumericsError, Preempted
+from dpo_cli.errors import NumericsError
 from dpo_cli.losses import AnswerLogps
 from dpo_cli.objective import Objective
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class StopRequest:
-    """Whether a signal has asked for the run to end."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._patient = False
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Inside, a signal only sets ``requested``, for somebody who looks at it and has something to save."""
-        self._patient = True
-        try:
-            yield
-        finally:
-            self._patient = False
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:  # somebody is in a hurry
-            raise KeyboardInterrupt
-        self.requested = True
-        if not self._patient:
-            raise Preempted("stopped by a signal before there was anything to save; the same command begins again")
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGINT into an end with exit code 75: at once, or inside ``waiting`` when the state is saved.
-
-    A second signal ends at once in any case.
-    """
-    request = StopRequest()
-    before = {number: signal.signal(number, request._handle) for number in _SIGNALS}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def zero_margin_gap(engine: Engine, groups: Sequence[Group], objective: Objective) -> tuple[float, float]:

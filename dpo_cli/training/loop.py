@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from dpo_cli import faults
 from dpo_cli.data.plan import Plan
 from dpo_cli.distributed import device, largest, sums, world_size
 from dpo_cli.engine.engine import Engine
@@ -59,7 +60,7 @@ class Hooks(Protocol):
 
     def save(self, step: int) -> None: ...
 
-    def honour_stop(self, step: int, *, saved: bool) -> None: ...
+    def honour_stop(self, step: int) -> None: ...
 
 
 @dataclass
@@ -122,6 +123,7 @@ def fit(
                 _log(hooks, index, progress, window, work)
             return index
         step, lr = plan[index], rate(index)
+        faults.reached("update", index + 1)
         began = time.perf_counter()
         with hooks.updating(index):
             norm, state = train_step(engine, step, objective, lr, window.sums, state)
@@ -139,10 +141,9 @@ def fit(
             hooks.evaluate(done)
         if rhythm.sample and done % rhythm.sample == 0 and not last:
             hooks.sample(done)
-        saved = bool(rhythm.save and done % rhythm.save == 0 and not last)
-        if saved:
+        if rhythm.save and done % rhythm.save == 0 and not last:
             hooks.save(done)
-        hooks.honour_stop(done, saved=saved)
+        hooks.honour_stop(done)
     return len(plan)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+from dpo_cli import faults, liveness
 from dpo_cli.data.plan import Step
 from dpo_cli.data.types import Group
 from dpo_cli.distributed import largest, rank
@@ -41,9 +43,11 @@ def train_step(
     contexts, state = objective.contexts(engine, micro_batches, step.groups, state)
     rows = rows_of(step.groups, objective.count)
     for number, members in enumerate(micro_batches, 1):
+        liveness.beat()
         # A rank that has run out of groups runs some group with weight zero: all ranks must meet in every pass.
         taken = members or step.groups[:1]
         batch, logps = objective.look(engine, [objective.groups[index] for index in taken])
+        logps = replace(logps, policy=faults.spoiled(logps.policy, number))
         preferences = objective.preferences(batch, logps, [row for index in taken for row in rows[index]])
         result = objective.loss(logps, preferences, contexts)
         total = result.losses.sum()

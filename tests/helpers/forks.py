@@ -142,8 +142,8 @@ def _wait(children: Sequence[int], timeout: float) -> list[int] | None:
 
 def _become(job: Mapping[str, Any]) -> None:
     """Turn a fork into the command; does not return."""
-    from dpo_cli import launch
     from dpo_cli.cli import main
+    from dpo_cli.launchers import ranks
 
     code = 1
     try:
@@ -157,7 +157,7 @@ def _become(job: Mapping[str, Any]) -> None:
             os.dup2(opened, number)
         try:
             if job["script"] is None:
-                launch.subprocess = _Processes()  # type: ignore[assignment]
+                ranks.subprocess = _Processes()  # type: ignore[assignment]
                 code = main(job["words"])
             else:
                 sys.path[:0] = [str(Path(job["script"]).parent), str(Path(__file__).parents[1])]
@@ -218,7 +218,7 @@ class _Rank:
 
 
 class _Processes:
-    """Stands for ``subprocess`` in ``dpo_cli.launch``, whose ranks have imported everything as well."""
+    """Stands for ``subprocess`` in ``dpo_cli.launchers.ranks``, whose ranks have imported everything as well."""
 
     def Popen(self, words: Sequence[str], **options: Any) -> Any:  # noqa: N802 (subprocess's own name)
         if list(words[1:4]) == ["-m", "dpo_cli", "_rank"]:

@@ -7,10 +7,7 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,6 @@ EPOCH = 4
 """Updates in an epoch."""
 TIMING = {"pairs_per_second", "tokens_per_second", "mfu", "memory/rss_gib"}
 """Metrics that no two runs share."""
-_FAULTS = Path(__file__).parents[1] / "runs" / "faults"
 _WORDS = ("apple", "bell", "cloud", "drum", "eagle", "fox", "garden", "hat", "island", "jar", "kite", "lamp", "mirror")
 
 
@@ -87,47 +83,37 @@ class Place:
         command: str,
         arguments: Mapping[str, object],
         *flags: str,
-        fault: Mapping[str, object] | None = None,
+        fault: str | None = None,
         cache: Path | None = None,
         cwd: Path | None = None,
         variables: Mapping[str, str] | None = None,
+        seconds: float | None = None,
     ) -> Ended:
-        """Run the command, with a fault as ``python -m dpo_cli``, else in a fork; nothing of it is left running.
+        """Run the command in a fork; nothing of it is left running.
 
         Args:
             command: ``train``, ``eval``, ``precompute-ref``.
             arguments: overrides; None = null.
             flags: more words.
-            fault: what goes wrong in it, and where: see ``runs/faults/sitecustomize.py``.
+            fault: what goes wrong in it, and where, as ``DPO_FAULT`` has it.
             cache: of the reference; None = the place's own.
             cwd: where it is run.
             variables: of the environment.
+            seconds: after which all its processes are killed; it then ends with -9.
         """
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "DPO", "HF_"))}
         for name in RANKS:
             environment.pop(name, None)
         environment |= {**forks.FIXED, "DPO_CACHE": str(cache or self.root / "cache"), **(variables or {})}
+        if fault is not None:
+            environment["DPO_FAULT"] = fault
         words = [command, *(f"{key}={'null' if value is None else value}" for key, value in arguments.items()), *flags]
-        if fault is None:
+        if seconds is None:
             return Ended(*forks.run(words, environment, cwd or self.root))
-        path = [str(_FAULTS), *filter(None, [environment.get("PYTHONPATH")])]
-        environment |= {"PYTHONPATH": os.pathsep.join(path), "DPO_TEST_FAULT": json.dumps(dict(fault))}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dpo_cli", *words],
-            env=environment,
-            cwd=cwd or self.root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
         try:
-            out, err = process.communicate(timeout=240)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        return Ended(process.returncode, out, err)
+            return Ended(*forks.run(words, environment, cwd or self.root, timeout=seconds))
+        except TimeoutError as killed:
+            return Ended(-signal.SIGKILL, "", str(killed))
 
     def try_run(self, run_dir: Path, changes: Mapping[str, object] | None = None, **options: Any) -> Ended:
         """``dpo train`` with the usual arguments and ``changes``."""

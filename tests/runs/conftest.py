@@ -23,6 +23,6 @@ def whole(place: Place) -> Path:
 def stopped(place: Place) -> Path:
     """The usual run stopped by SIGTERM in its seventh update. To be copied, not to be gone on with."""
     run_dir = place.root / "stopped"
-    ended = place.try_run(run_dir, fault={"update": 7, "micro": 1, "signal": "SIGTERM", "to": "self"})
+    ended = place.try_run(run_dir, fault="micro-batch:7.1=term")
     assert ended.code == 75, ended.err
     return run_dir

@@ -94,7 +94,7 @@ def test_any_number_of_processes_and_stage_gives_the_same_run(
 @pytest.mark.parametrize("changes", [{}, {"launch.num_processes": 2, "engine.zero_stage": 3}])
 def test_a_run_that_was_stopped_is_the_run_that_was_not(place: Place, tmp_path: Path, changes: dict) -> None:
     whole = place.run(tmp_path / "whole", {**LORA, **changes})
-    fault = {"update": 5, "micro": 1, "signal": "SIGTERM", "to": "self"}
+    fault = "micro-batch:5.1=term"
     ended = place.try_run(tmp_path / "cut", {**LORA, **changes}, fault=fault)
     assert ended.code == 75, ended.err
     assert_identical_runs(place.run(tmp_path / "cut", {**LORA, **changes, "resume": "auto"}), whole)
@@ -215,7 +215,7 @@ def test_a_reference_that_moves_is_a_second_adapter(place: Place, tmp_path: Path
     assert moved.keys() == {name for name in start if "/" not in name}
     products = [name for name in moved if ".lora_B." in name]
     assert distance({n: moved[n] for n in products}, {n: policy[n] / 2 for n in products}) < 1e-6
-    fault = {"update": 3, "micro": 1, "signal": "SIGTERM", "to": "self"}
+    fault = "micro-batch:3.1=term"
     assert place.try_run(tmp_path / "cut", moving, fault=fault).code == 75
     assert_identical_runs(place.run(tmp_path / "cut", {**moving, "resume": "auto"}), whole)
 

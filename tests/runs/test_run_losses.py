@@ -104,7 +104,7 @@ def test_bco_goes_on_with_its_running_mean(place: Place, tmp_path: Path) -> None
     """A run stopped in its third update and gone on with is bitwise the run that was not."""
     start = {**SHORT, "loss": "bco_pair", "train.save_every": 1, "loss.beta": 0.5, "loss.sft_weight": 0.1}
     whole = place.run(tmp_path / "whole", start)
-    fault = {"update": 3, "micro": 1, "signal": "SIGTERM", "to": "self"}
+    fault = "micro-batch:3.1=term"
     assert place.try_run(tmp_path / "cut", start, fault=fault).code == 75
     assert_identical_runs(place.run(tmp_path / "cut", {**start, "resume": "auto"}), whole)
     state = json.loads((tmp_path / "cut" / "checkpoints" / "step-3" / "state.json").read_text())
@@ -127,7 +127,7 @@ def test_a_reference_that_moves_is_in_the_checkpoint(place: Place, tmp_path: Pat
     moved = load_file(tmp_path / "whole" / "checkpoints" / "step-2" / "reference.safetensors")
     expected = {name: (start[name] + policy[name]) / 2 for name in moved}
     assert distance(moved, expected) < 1e-6
-    fault = {"update": 3, "micro": 1, "signal": "SIGTERM", "to": "self"}
+    fault = "micro-batch:3.1=term"
     assert place.try_run(tmp_path / "cut", moving, fault=fault).code == 75
     assert_identical_runs(place.run(tmp_path / "cut", {**moving, "resume": "auto"}), whole)
 
@@ -206,7 +206,7 @@ def test_a_reference_that_moves_under_zero_3(place: Place, tmp_path: Path) -> No
     assert_same_curve(both, unsharded, 1e-6)
     kept = [load_file(run / "checkpoints" / "step-3" / "reference.safetensors") for run in (both, unsharded)]
     assert distance(*kept) <= 1e-6
-    fault = {"update": 3, "micro": 1, "signal": "SIGTERM", "to": "self"}
+    fault = "micro-batch:3.1=term"
     assert place.try_run(tmp_path / "cut", sharded, fault=fault).code == 75
     shutil.copytree(tmp_path / "cut", tmp_path / "again")
     assert_same_curve(place.run(tmp_path / "cut", {**moving, "resume": "auto"}), whole, 2e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -28,12 +29,11 @@ from safetensors.torch import load_file, save_file
 from dpo_cli.reporting.runs import status_of
 
 RESUME = {"resume": "auto"}
-KILL = {"signal": "SIGKILL", "to": "self"}
 
 
-def kill(place: Place, run_dir: Path, update: int, micro: int, changes: dict[str, object] | None = None) -> None:
-    """A run that is killed in the n-th update it makes."""
-    ended = place.try_run(run_dir, {**RESUME, **(changes or {})}, fault={"update": update, "micro": micro, **KILL})
+def kill(place: Place, run_dir: Path, where: str, changes: dict[str, object] | None = None) -> None:
+    """A run that is killed somewhere."""
+    ended = place.try_run(run_dir, {**RESUME, **(changes or {})}, fault=f"{where}=kill")
     assert ended.code == -9, ended.err
     assert record(run_dir)["status"] == "running"
     assert status_of(run_dir, record(run_dir)).word == "broken"  # its process is known to be gone
@@ -49,12 +49,12 @@ def test_killed_again_and_again_it_is_still_the_same_run(place: Place, whole: Pa
     """Killed between two micro-batches before there is any checkpoint; at the end of an epoch, just saved; between two
     micro-batches in the middle of the second epoch; each time going on by the same command."""
     run_dir = tmp_path / "run"
-    kill(place, run_dir, update=2, micro=2)
+    kill(place, run_dir, "micro-batch:2.2")
     assert [line["step"] for line in metrics(run_dir)] == [0, 1]
-    kill(place, run_dir, update=EPOCH + 1, micro=0)
+    kill(place, run_dir, f"update:{EPOCH + 1}")
     assert [line["step"] for line in updates(run_dir)] == [1, 2, 3, 4]
     assert steps(run_dir) == [2, 4]
-    kill(place, run_dir, update=4, micro=2)  # of those it makes: 8 of the run
+    kill(place, run_dir, "micro-batch:8.2")
     assert [line["step"] for line in updates(run_dir)] == [1, 2, 3, 4, 5, 6, 7]
     assert steps(run_dir) == [4, 6]
     assert_identical_runs(place.run(run_dir, RESUME), whole)
@@ -63,23 +63,23 @@ def test_killed_again_and_again_it_is_still_the_same_run(place: Place, whole: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("update", "micro"), [(4, 2), (6, 1), (9, 0), (12, 2)])
-def test_killed_anywhere_it_is_the_same_run(place: Place, whole: Path, tmp_path: Path, update: int, micro: int) -> None:
+@pytest.mark.parametrize("where", ["micro-batch:4.2", "micro-batch:6.1", "update:9", "micro-batch:12.2"])
+def test_killed_anywhere_it_is_the_same_run(place: Place, whole: Path, tmp_path: Path, where: str) -> None:
     run_dir = tmp_path / "run"
-    kill(place, run_dir, update, micro)
+    kill(place, run_dir, where)
     assert_identical_runs(place.run(run_dir, RESUME), whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sync", [9, 11, 12])
+@pytest.mark.parametrize("where", ["mid-save", "before-rename", "after-rename"])
 def test_killed_while_saving_it_goes_on_from_the_one_before(
-    place: Place, whole: Path, tmp_path: Path, sync: int
+    place: Place, whole: Path, tmp_path: Path, where: str
 ) -> None:
     """In the middle of the second checkpoint, before it gets its name, and right after."""
     run_dir = tmp_path / "run"
-    ended = place.try_run(run_dir, fault={"sync": sync, **KILL})
+    ended = place.try_run(run_dir, fault=f"{where}:4=kill")
     assert ended.code == -9
-    assert (run_dir / "checkpoints" / "step-4").exists() == (sync == 12)
+    assert (run_dir / "checkpoints" / "step-4").exists() == (where == "after-rename")
     assert_identical_runs(place.run(run_dir, RESUME), whole)
 
 
@@ -89,7 +89,7 @@ def test_lines_of_metrics_rarer_than_checkpoints_are_the_same_too(place: Place, 
     rare = {"train.log_every": 3}
     expected = place.run(tmp_path / "whole", rare)
     run_dir = tmp_path / "run"
-    kill(place, run_dir, update=6, micro=1, changes=rare)
+    kill(place, run_dir, "micro-batch:6.1", rare)
     assert_identical_runs(place.run(run_dir, {**rare, **RESUME}), expected)
 
 
@@ -123,15 +123,14 @@ def test_sigterm_ends_a_run_after_its_update_and_it_goes_on(place: Place, whole:
 @pytest.mark.slow
 def test_sigterm_in_the_first_and_in_the_last_update_and_after_it(place: Place, whole: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    term = {"signal": "SIGTERM", "to": "self"}
-    ended = place.try_run(run_dir, fault={"update": 1, "micro": 0, **term})
+    ended = place.try_run(run_dir, fault="update:1=term")
     assert ended.code == 75
     assert steps(run_dir) == [1]
     assert [line["step"] for line in metrics(run_dir)] == [0, 1]
-    ended = place.try_run(run_dir, RESUME, fault={"update": 11, "micro": 1, **term})
+    ended = place.try_run(run_dir, RESUME, fault="micro-batch:12.1=term")
     assert ended.code == 75
     assert [line["step"] for line in metrics(run_dir)][-2:] == [11, 12]
-    ended = place.try_run(run_dir, RESUME, fault={"evaluation": 1, **term})
+    ended = place.try_run(run_dir, RESUME, fault="evaluation:12=term")
     assert ended.code == 75
     assert steps(run_dir)[-1] == 12
     assert not (run_dir / "final").exists()
@@ -161,19 +160,18 @@ def test_two_processes_killed_go_on_as_the_same_run(
     changes = TWO | {"engine.zero_stage": stage}
     expected = whole_of_two if stage == 2 else place.run(tmp_path / "whole", changes)
     run_dir = tmp_path / "run"
-    ended = place.try_run(run_dir, changes, fault={"update": 7, "micro": 1, "signal": "SIGKILL", "to": "group"})
+    ended = place.try_run(run_dir, changes, fault="micro-batch:7.1=kill-group")
     assert ended.code == -9
     assert_identical_runs(place.run(run_dir, {**changes, **RESUME}), expected)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["parent", "self"])
+@pytest.mark.parametrize("signal", ["term", "term-parent", "usr1-parent", "usr2", "term-group"])
 def test_sigterm_to_any_of_the_processes_stops_all_at_one_update(
-    place: Place, whole_of_two: Path, tmp_path: Path, to: str
+    place: Place, whole_of_two: Path, tmp_path: Path, signal: str
 ) -> None:
     run_dir = tmp_path / "run"
-    fault = {"update": 5, "micro": 1, "signal": "SIGTERM", "to": to, "rank": 1}
-    ended = place.try_run(run_dir, TWO, fault=fault)
+    ended = place.try_run(run_dir, TWO, fault=f"micro-batch:5.1@1={signal}")
     assert ended.code == 75, ended.err
     assert ended.err.strip().splitlines()[-1].startswith("dpo: stopped by a signal after update 5")
     assert "Traceback" not in ended.err
@@ -185,8 +183,7 @@ def test_sigterm_to_any_of_the_processes_stops_all_at_one_update(
 @pytest.mark.slow
 def test_sigterm_while_the_processes_start(place: Place, tmp_path: Path) -> None:
     """Nothing is there to be saved, and the exit code says that the same command may be given again."""
-    fault = {"import": "torch", "signal": "SIGTERM", "to": "parent"}
-    ended = place.try_run(tmp_path / "run", TWO, fault=fault)
+    ended = place.try_run(tmp_path / "run", TWO, fault="start=term-parent")
     assert ended.code == 75, ended.err
     assert not (tmp_path / "run").exists()
 
@@ -194,19 +191,18 @@ def test_sigterm_while_the_processes_start(place: Place, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_one_of_two_processes_dies(place: Place, tmp_path: Path) -> None:
     """The other ends too, and which one it was is said."""
-    fault = {"update": 5, "micro": 1, "rank": 1, **KILL}
-    ended = place.try_run(tmp_path / "run", TWO, fault=fault)
+    ended = place.try_run(tmp_path / "run", TWO, fault="micro-batch:5.1@1=kill")
     assert ended.code == 70
-    assert "rank 1 ended with exit code -9" in ended.err
+    assert "rank 1 was ended by SIGKILL" in ended.err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_one_process_knows_is_what_is_said(place: Place, tmp_path: Path, rank: int) -> None:
     """Not that the other lost its connection."""
-    ended = place.try_run(tmp_path / "run", TWO, fault={"update": 3, "micro": 1, "signal": "error", "rank": rank})
+    ended = place.try_run(tmp_path / "run", TWO, fault=f"micro-batch:3.1@{rank}=refuse")
     assert ended.code == 2, ended.err
-    assert ended.err.splitlines()[-1] == "dpo: only this rank knows"
+    assert ended.err.splitlines()[-1] == "dpo: refused at micro-batch 3.1, as DPO_FAULT wants"
     assert "Traceback" not in ended.err
 
 
@@ -214,8 +210,7 @@ def test_what_one_process_knows_is_what_is_said(place: Place, tmp_path: Path, ra
 def test_no_process_goes_on_without_its_parent(place: Place, tmp_path: Path) -> None:
     """Or the same command with resume=auto would have two runs write into one folder."""
     run_dir = tmp_path / "run"
-    fault = {"update": 3, "micro": 1, "signal": "SIGKILL", "to": "parent"}
-    place.try_run(run_dir, TWO, fault=fault)
+    place.try_run(run_dir, TWO, fault="micro-batch:3.1=kill-parent")
     assert not (run_dir / "final").exists()
     assert len(updates(run_dir)) <= 4
 
@@ -229,8 +224,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
         {"launch.num_processes": processes, "engine.zero_stage": stage} for processes, stage in (before, after)
     )
     run_dir = tmp_path / "run"
-    fault = {"update": 7, "micro": 1, "signal": "SIGTERM", "to": "self"}
-    assert place.try_run(run_dir, first, fault=fault).code == 75
+    assert place.try_run(run_dir, first, fault="micro-batch:7.1=term").code == 75
     place.run(run_dir, {**second, **RESUME})
     assert_same_curve(run_dir, whole, 1e-5)
     assert distance(saved(run_dir, 10), saved(whole, 10)) <= 1e-5
@@ -341,7 +335,7 @@ def test_what_was_saved_last_is_never_what_is_deleted(place: Place, whole: Path,
             shutil.copytree(run_dir / "checkpoints" / "step-7", run_dir / "checkpoints" / f"step-{step}")
     for step in (7, 10, 11):
         spoil(run_dir / "checkpoints" / f"step-{step}" / "weights.safetensors")
-    ended = place.try_run(run_dir, RESUME, fault={"update": 3, "micro": 1, **KILL})  # 8 is saved, and then it dies
+    ended = place.try_run(run_dir, RESUME, fault="micro-batch:9.1=kill")  # 8 is saved, and then it dies
     assert ended.code == -9
     assert 8 in steps(run_dir)
     assert "going on from" in place.try_run(run_dir, RESUME).err
@@ -361,11 +355,20 @@ def test_a_full_disk_costs_nothing_that_was_saved(place: Place, whole: Path, tmp
         pytest.skip("a small file system can't be mounted here")
     try:
         changes = {"launch.num_processes": processes}
-        ended = place.try_run(small / "run", changes)
+        ended = place.try_run(small / "run", {**changes, "train.on_failed_save": "stop"})
         assert ended.code == 74, ended.err
         assert "Traceback" not in ended.err
-        assert ended.err.strip().splitlines()[-1].startswith("dpo: the checkpoint of update ")
+        last = ended.err.strip().splitlines()[-1]
+        assert re.match(
+            r"dpo: the checkpoint of update 6 could not .* \(it needs [\d,]+ bytes, and [\d,]+ are free", last
+        )
+        assert sorted(path.name for path in (small / "run" / "checkpoints").iterdir()) == ["step-2", "step-4"]
+        ended = place.try_run(small / "run", {**RESUME, **changes})  # without checkpoints, and the model is written
+        assert ended.code == 0, ended.err
+        assert [f"update {step} could" in ended.err for step in (6, 8, 10)] == [True] * 3
         assert steps(small / "run") == [2, 4]
+        shutil.rmtree(small / "run" / "final")
+        (small / "run" / "run.json").unlink()
         assert os.system(f"mount -o remount,size=16m '{small}'") == 0
         place.run(small / "run", {**RESUME, **changes})
         if processes == 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,6 @@ import torch
 from torch import Tensor
 
 from dpo_cli.errors import CheckpointError, ExitCode
-from dpo_cli.training import checkpoint
 from dpo_cli.training.checkpoint import TrainingState, clean_up, find, folder_of, read, write
 
 FILES = ("manifest.json", "moments.safetensors", "state.json", "weights.safetensors")
@@ -111,12 +112,26 @@ def test_a_damaged_file_is_named_and_the_older_checkpoint_used(tmp_path: Path, f
         assert problems == [
             f"{newer} is not a complete checkpoint ([Errno 2] No such file or directory: '{newer / file}')"
         ]
-    else:
+    elif damage == "flip":
         assert problems == [f"{newer}: {file} has changed since it was written"]
+    else:
+        size = (newer / file).stat().st_size
+        assert problems[0].startswith(f"{newer}: {file} has {size} bytes, and ")
+        assert problems[0].endswith(" were written")
     with pytest.raises(CheckpointError) as error:
         read(newer)
     assert [str(error.value)] == problems
     assert error.value.exit_code == ExitCode.NO_CHECKPOINT
+
+
+def test_an_emptied_folder_is_named_and_the_older_checkpoint_used(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    newer = save(tmp_path, 2)
+    for file in newer.iterdir():
+        file.unlink()
+    found, (problem,) = find(tmp_path)
+    assert found.state.step == 1
+    assert problem.startswith(f"{newer} is not a complete checkpoint ")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"null", b"[]", b"{}", b'"x"', b"\xff", b'{"state.json": 1}'])
@@ -155,7 +170,8 @@ def test_a_state_with_other_fields_is_refused(tmp_path: Path) -> None:
     state = json.loads((folder / "state.json").read_text()) | {"mood": "good"}
     (folder / "state.json").write_text(json.dumps(state))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["state.json"] = checkpoint._hash(folder / "state.json")
+    changed = (folder / "state.json").read_bytes()
+    manifest["state.json"] = {"bytes": len(changed), "sha256": hashlib.sha256(changed).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=r"is not a complete checkpoint .*mood"):
         read(folder)
@@ -206,6 +222,15 @@ def test_an_error_while_writing_leaves_the_old_ones_and_no_new(tmp_path: Path, p
     assert_equal(find(tmp_path)[0].weights(), weights_of(1))
 
 
+def test_the_manifest_has_every_file_with_size_and_hash(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert sorted(["manifest.json", *manifest]) == list(FILES)
+    for name, written in manifest.items():
+        content = (folder / name).read_bytes()
+        assert written == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
 @pytest.mark.parametrize("failing", ["fsync", "rename"])
 @pytest.mark.parametrize("step", [1, 2])
 def test_an_interruption_at_the_end_leaves_no_new_one(tmp_path: Path, monkeypatch, failing: str, step: int) -> None:
@@ -216,7 +241,7 @@ def test_an_interruption_at_the_end_leaves_no_new_one(tmp_path: Path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os if failing == "fsync" else Path, failing, fail)
+        patch.setattr(os if failing == "fsync" else Path, failing, fail)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, step)
     assert steps(tmp_path) == ["step-1"]
@@ -249,7 +274,32 @@ def test_other_ranks_iterate_and_write_nothing(tmp_path: Path) -> None:
 )
 def test_clean_up_keeps_the_newest_and_the_best(tmp_path: Path, keep_last: int, best_step: int | None, kept) -> None:
     for step in (10, 100, 20, 90, 80):
-        (tmp_path / f"step-{step}").mkdir()
+        save(tmp_path, step)
     (tmp_path / "notes").mkdir()
-    clean_up(tmp_path, keep_last=keep_last, best_step=best_step)
+    clean_up(tmp_path, keep_last=keep_last, best_step=best_step, newest=100)
     assert steps(tmp_path) == sorted(["notes", *(f"step-{step}" for step in kept)])
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_nothing_is_deleted_for_a_new_one_that_reads_back_wrong(tmp_path: Path, damage: str) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    DAMAGE[damage](tmp_path / "step-3" / "moments.safetensors")
+    with pytest.raises(CheckpointError, match=r"step-3.*moments\.safetensors"):
+        clean_up(tmp_path, keep_last=2, best_step=None, newest=3)
+    assert steps(tmp_path) == ["step-1", "step-2", "step-3"]
+
+
+def test_a_disk_that_fills_up_on_the_first_rank_keeps_it_in_step_with_the_others(tmp_path: Path) -> None:
+    """They meet in getting at each tensor: a rank that left early would have the others wait for good."""
+    seen: list[str] = []
+
+    def counting(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors.items():
+            seen.append(name)
+            yield name, tensor
+
+    (tmp_path / "checkpoints").write_text("no folder can be made here")
+    with pytest.raises(OSError, match="checkpoints"):
+        write(tmp_path / "checkpoints", state_of(1), counting(weights_of(1)), counting(moments_of(1)), first=True)
+    assert seen == [*weights_of(1), *moments_of(1)]

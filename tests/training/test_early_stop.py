@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dpo_cli.training.stopping import CHOSEN, KL, MARGIN, Limits, reached
+from dpo_cli.training.early_stop import CHOSEN, KL, MARGIN, Limits, reached
 
 
 def of(name: str, *values: float) -> list[tuple[int, dict[str, float]]]:

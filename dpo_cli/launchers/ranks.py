@@ -1,0 +1,204 @@
+"""The ranks of this machine: started, watched, and ended together; what went wrong first is said once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpo_cli import liveness
+from dpo_cli.errors import ExitCode
+from dpo_cli.launchers.apart import passing_on
+from dpo_cli.stopping import ONE_REQUEST
+
+_SECONDS_TO_END = 20.0
+"""How long the other ranks may go on when one has ended with an error: they usually see the same one."""
+_SECONDS_IN_A_HURRY = 5.0
+"""How long any may go on after a second signal."""
+_SECONDS_TO_ANSWER = 1.0
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a rank ended, if not well."""
+
+    rank: int
+    code: int
+    text: str
+    """What it said; empty if it could not."""
+    lost: bool
+    """Whether it says no more than that it lost the others."""
+
+
+def leave(folder: Path, rank: int, code: int, text: str, *, lost: bool) -> None:
+    """As a rank: leave how it ends to the parent, who says it."""
+    (folder / f"rank-{rank}.json").write_text(json.dumps({"code": code, "text": text, "lost": lost}), encoding="utf-8")
+
+
+def run(words: Sequence[str], count: int, folder: Path, hang_timeout: float | None) -> int:
+    """Run ``words`` as every rank of a job; returns its exit code.
+
+    Args:
+        words: of the command.
+        count: of ranks.
+        folder: in which they leave what they have to say.
+        hang_timeout: seconds without a sign of any rank after which all are ended; None = they may hang for good.
+    """
+    ranks = [subprocess.Popen(words, env={**os.environ, **own}) for own in _environments(count)]
+    try:
+        with passing_on(ranks) as signals:
+            ends, trouble = _Watch(ranks, folder, hang_timeout, signals).wait()
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    if trouble:
+        print(trouble, file=sys.stderr)
+        return int(ExitCode.INTERNAL)
+    if not ends:
+        return int(ExitCode.DONE)
+    # A rank that only lost the others is never to blame.
+    first = min(ends, key=lambda end: (end.lost, end.code == ExitCode.INTERNAL))
+    if first.code < 0 and signals:  # it had not even begun to listen
+        print(
+            "dpo: stopped by a signal before there was anything to save; the same command begins again", file=sys.stderr
+        )
+        return int(ExitCode.PREEMPTED)
+    print(_said(first), file=sys.stderr)
+    return first.code if first.code > 0 else int(ExitCode.INTERNAL)
+
+
+def _environments(count: int) -> list[dict[str, str]]:
+    shared = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count))),
+    }
+    if sys.platform == "linux":
+        shared.setdefault("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def _said(end: _End) -> str:
+    if end.code == ExitCode.INTERNAL and end.text:
+        return f"{end.text.rstrip()}\ndpo: that was rank {end.rank}; the others were ended"
+    if end.text:
+        return end.text
+    if end.code >= 0:
+        return f"dpo: rank {end.rank} ended with exit code {end.code}"
+    name = signal.Signals(-end.code).name
+    why = " (the machine's memory may be full: dmesg tells)" if name == "SIGKILL" else ""
+    return f"dpo: rank {end.rank} was ended by {name}{why}; the others were ended"
+
+
+class _Watch:
+    """From the start of the ranks to their end."""
+
+    def __init__(
+        self,
+        ranks: Sequence[subprocess.Popen[bytes]],
+        folder: Path,
+        hang_timeout: float | None,
+        signals: Sequence[float],
+    ) -> None:
+        self._ranks = ranks
+        self._folder = folder
+        self._hang_timeout = hang_timeout
+        self._signals = signals
+        self._signs: dict[int, float] = {}
+        """When each rank last gave a sign of life, by the file system's clock; none before its first."""
+        self._seen = time.monotonic()
+        """When the last of any of them was seen."""
+
+    def wait(self) -> tuple[list[_End], str]:
+        """Until all have ended, or must be ended.
+
+        Returns:
+            Those that ended with an error, the first first; and what to say if they hung.
+        """
+        failed: list[int] = []
+        deadline = float("inf")
+        while any(rank.poll() is None for rank in self._ranks) and time.monotonic() < deadline:
+            self._look(failed)
+            if failed:
+                deadline = min(deadline, time.monotonic() + _SECONDS_TO_END)
+            if in_a_hurry(self._signals):
+                deadline = min(deadline, time.monotonic() + _SECONDS_IN_A_HURRY)
+            if not failed and self._hangs():
+                return [], self._who_hangs()
+            time.sleep(0.1)
+        self._look(failed)
+        return [self._end(number) for number in failed], ""
+
+    def _look(self, failed: list[int]) -> None:
+        failed += [n for n, rank in enumerate(self._ranks) if rank.poll() not in (None, 0) and n not in failed]
+
+    def _end(self, number: int) -> _End:
+        code = self._ranks[number].returncode
+        try:
+            # What it said before it left Python counts: on the way out a library may still crash.
+            left = json.loads((self._folder / f"rank-{number}.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return _End(number, code, "", lost=False)
+        return _End(number, left["code"], left["text"], left["lost"])
+
+    def _hangs(self) -> bool:
+        """Whether no rank has got on for too long. Nothing is said of the time before the first sign of all."""
+        if self._hang_timeout is None:
+            return False
+        for number in range(len(self._ranks)):
+            try:
+                sign = liveness.sign_of(self._folder, number).stat().st_mtime
+            except FileNotFoundError:
+                continue
+            if self._signs.get(number) != sign:
+                self._signs[number], self._seen = sign, time.monotonic()
+        return bool(self._signs) and time.monotonic() - self._seen > self._hang_timeout
+
+    def _who_hangs(self) -> str:
+        """Ask all where they stand; the one to blame comes first: one that was stopped, else the furthest behind."""
+        running = [number for number, rank in enumerate(self._ranks) if rank.poll() is None]
+        stopped = {number for number in running if liveness.is_stopped(self._ranks[number].pid)}
+        for number in running:
+            liveness.ask(self._ranks[number].pid)
+        time.sleep(_SECONDS_TO_ANSWER)
+        first, *others = sorted(running, key=lambda number: (number not in stopped, self._signs.get(number, 0.0)))
+        how = "was stopped by a signal" if first in stopped else "is the furthest behind"
+        lines = [f"rank {first} {how}; it stands at", *self._stack(first)]
+        for number in others:
+            where = next(iter(self._stack(number)), "").strip()
+            lines.append(f"rank {number} waits at {where}")
+        return "\n".join(
+            [
+                *lines,
+                f"dpo: no rank has got on for {self._hang_timeout:.0f} s (launch.hang_timeout): rank {first} {how}; "
+                "all were ended, and the same command with resume=auto goes on from the last checkpoint",
+            ]
+        )
+
+    def _stack(self, number: int) -> list[str]:
+        try:
+            lines = liveness.stack_of(self._folder, number).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            lines = []
+        return [line for line in lines if line.startswith("  File")] or ["  (it does not say)"]
+
+
+def in_a_hurry(signals: Sequence[float]) -> bool:
+    """Whether a second signal has come, by the times of all."""
+    return bool(signals) and max(signals) - min(signals) > ONE_REQUEST
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

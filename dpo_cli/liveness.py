@@ -1,0 +1,63 @@
+"""Signs of life: a rank shows its parent that it gets on, and where it stands if it is asked.
+
+Ranks wait for each other in every update, so one that hangs has all of them hang. Only their parent can see which.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import time
+from pathlib import Path
+
+ASK = signal.SIGQUIT
+"""Has a rank write where it stands, whatever it is doing: no Python code runs for it."""
+_SECONDS_BETWEEN = 0.5
+
+_sign: Path | None = None
+_last = 0.0
+
+
+def show_in(folder: Path, rank: int) -> None:
+    """As a rank: give signs of life in this folder from here on."""
+    global _sign
+    _sign = sign_of(folder, rank)
+    # Not closed: it is written to by a signal handler.
+    faulthandler.register(ASK, stack_of(folder, rank).open("w"), all_threads=False, chain=False)
+
+
+def beat() -> None:
+    """As any code that gets on with something: say so. It costs next to nothing, and nothing without a parent."""
+    global _last
+    if _sign is not None and (now := time.monotonic()) - _last > _SECONDS_BETWEEN:
+        _last = now
+        _sign.touch()
+
+
+def sign_of(folder: Path, rank: int) -> Path:
+    """The file that a rank touches; it is there from the first sign on."""
+    return folder / f"alive-{rank}"
+
+
+def stack_of(folder: Path, rank: int) -> Path:
+    """The file in which a rank says where it stands."""
+    return folder / f"stack-{rank}"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process has been stopped by a signal, and not gone on."""
+    try:
+        state = Path("/proc", str(pid), "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state in ("T", "t")
+
+
+def ask(pid: int) -> None:
+    """Have a rank say where it stands; one that was stopped is woken for it."""
+    for number in (ASK, signal.SIGCONT):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return

@@ -1,0 +1,91 @@
+"""Signals that ask for an end: what to save is saved, and the exit code says that the same command goes on."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from dpo_cli.errors import DpoError, Preempted
+
+STOPPABLE = ("train", "precompute-ref")
+"""Commands that have something to save, and go on when given again."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""What terminals, schedulers and clusters send to have a process end soon."""
+ONE_REQUEST = 1.0
+"""Seconds in which signals are one request: who signals a whole process group reaches ranks directly, and once more
+through their parent."""
+
+_NOTHING_TO_SAVE = "stopped by a signal before there was anything to save; the same command begins again"
+
+
+class StopRequest:
+    """Whether a signal has asked for the run to end."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.interrupted = False
+        """Whether it has cut something off that had nothing to save."""
+        self._since = 0.0
+        self._patient = False
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, a signal only sets ``requested``, for somebody who looks at it and has something to save."""
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.requested:
+            if now - self._since > ONE_REQUEST:  # somebody is in a hurry
+                raise KeyboardInterrupt
+            return
+        self.requested, self._since = True, now
+        if not self._patient:
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """Cut off what is going on.
+
+        Raises:
+            Preempted: always.
+        """
+        self.interrupted = True
+        raise Preempted(_NOTHING_TO_SAVE)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn SIGNALS into an end with exit code 75: at once, or inside ``waiting`` when the state is saved.
+
+    A second signal ends at once in any case. Inside another one this is the same request. A signal may come while a
+    library is at work that makes another error of any, or drops it: the first is an end by signal all the same, and
+    the second is made up for at the next chance.
+    """
+    global _current
+    outer = _current
+    request = _current = outer or StopRequest()
+    before = {number: signal.signal(number, request._handle) for number in SIGNALS}
+    try:
+        if request.requested:
+            request.interrupt()
+        yield request
+    except DpoError:
+        raise
+    except Exception as error:
+        if request.interrupted:
+            raise Preempted(_NOTHING_TO_SAVE) from error
+        raise
+    finally:
+        _current = outer
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_current: StopRequest | None = None
