@@ -21,6 +21,7 @@ from dpo_cli.reporting.compare import (
     seed_groups,
     settings,
     short_key,
+    telling,
     verdict,
 )
 from dpo_cli.reporting.evaluations import calibration, measured
@@ -198,7 +199,7 @@ def _cut(text: Any) -> str:
 
 def run_table(runs: Sequence[Run], groups: Sequence[SeedGroup]) -> dict[str, Any]:
     """Headings, and a row per run: its cells as text and by what they are sorted."""
-    differing = differences([run.config for run in runs]) if len(runs) > 1 else {}
+    differing = telling(differences([run.config for run in runs])) if len(runs) > 1 else {}
     metrics = _shown_metrics(runs)
     group_of = {place: number for number, group in enumerate(groups) for place in group.runs}
     rows = []

@@ -48,6 +48,11 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {key: values for key, values in said.items() if len(set(values)) > 1}
 
 
+def telling(differing: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Of differences those that tell configurations apart: not the keys that one loss has and another lacks."""
+    return {key: values for key, values in differing.items() if len(set(values) - {MISSING}) > 1}
+
+
 def in_words(value: Any) -> str:
     """A value as on a command line."""
     if isinstance(value, str):
@@ -76,9 +81,11 @@ def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
         together.setdefault(key, []).append(place)
     members = list(together.values())
     configs = [{**runs[group[0]].config, "seed": 0} for group in members]
-    differing = differences(configs) if all(configs[0].keys() == each.keys() for each in configs) else {}
+    differing = telling(differences(configs)) if all(configs[0].keys() == each.keys() for each in configs) else {}
     names = [
-        ", ".join(f"{short_key(key, differing)}={values[n]}" for key, values in differing.items())
+        ", ".join(
+            f"{short_key(key, differing)}={values[n]}" for key, values in differing.items() if values[n] != MISSING
+        )
         for n in range(len(members))
     ]
     groups = [SeedGroup(name or runs[group[0]].name, tuple(group)) for name, group in zip(names, members, strict=True)]

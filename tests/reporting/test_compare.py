@@ -20,6 +20,7 @@ from dpo_cli.reporting.compare import (
     seed_groups,
     short_key,
     t_975,
+    telling,
     verdict,
 )
 from dpo_cli.reporting.runs import Run, Status
@@ -136,3 +137,8 @@ def test_directions_and_the_metric_of_choice() -> None:
     assert default_metric([run("c", {})]) is None
     losses = [run("a", {"m/loss": 1.0}, loss__beta=1.0), run("b", {"m/loss": 2.0}, loss__beta=2.0)]
     assert "Best by m/loss: beta=1" in verdict(losses, "m/loss")
+
+
+def test_keys_that_one_loss_lacks_tell_nothing_apart() -> None:
+    found = {"loss.name": ["dpo", "sft"], "loss.beta": ["1", MISSING], "loss.wpo": ["false", MISSING]}
+    assert telling({**found, "lr": ["1", "2"]}) == {"loss.name": ["dpo", "sft"], "lr": ["1", "2"]}
