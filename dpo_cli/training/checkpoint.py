@@ -3,6 +3,7 @@
 A checkpoint is a folder ``checkpoints/step-<n>``. It is written beside its final name, synced, and renamed, and its
 ``manifest.json`` has the hash of every file: a folder that is there under its name is complete, and one whose bytes
 have changed since is known. Nothing in it is pickled, and nothing depends on the ZeRO stage or the number of ranks.
+Tensors are written and read one by one, those of a large model in several files, so that no machine need hold all.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dpo_cli.errors import CheckpointError
+from dpo_cli.training.tensor_files import Tensors, save_in_parts
 
 _FORMAT = 1
-_FILES = ("moments.safetensors", "state.json", "weights.safetensors")
+_PART = 2 * 2**30
+"""Bytes of a file of tensors; the next one goes into another file."""
 
 
 @dataclass
@@ -53,17 +54,17 @@ class Checkpoint:
     folder: Path
     state: TrainingState
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Mapping[str, Tensor]:
         """By parameter name."""
-        return safetensors.torch.load_file(self.folder / "weights.safetensors")
+        return Tensors(_files(self.folder, "weights"))
 
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self) -> Mapping[str, Tensor]:
         """By ``<parameter>/<moment>``."""
-        return safetensors.torch.load_file(self.folder / "moments.safetensors")
+        return Tensors(_files(self.folder, "moments"))
 
-    def reference(self) -> dict[str, Tensor]:
+    def reference(self) -> Mapping[str, Tensor]:
         """Weights of a reference that has moved, by parameter name."""
-        return safetensors.torch.load_file(self.folder / "reference.safetensors")
+        return Tensors(_files(self.folder, "reference"))
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -101,10 +102,9 @@ def write(
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
     try:
-        for name, tensors in (("weights", weights), ("moments", moments), ("reference", reference or ())):
-            kept = {key: tensor.contiguous() for key, tensor in tensors if first}
-            if first and (kept or name != "reference"):
-                _save(kept, partial / f"{name}.safetensors")
+        for name, tensors in (("weights", weights), ("moments", moments), ("reference", reference)):
+            if tensors is not None:
+                save_in_parts(tensors, partial, name, size=_PART, writes=first)
         if first:
             (partial / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
             files = {path.name: _hash(path) for path in sorted(partial.iterdir())}
@@ -159,9 +159,12 @@ def read(folder: Path) -> Checkpoint:
     """
     try:
         files: Mapping[str, str] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        for name in sorted({*_FILES, *files}):
+        for name in sorted({"state.json", *files}):
             if _hash(folder / name) != files[name]:
                 raise CheckpointError(f"{folder}: {name} has changed since it was written")
+        for name in ("weights", "moments"):
+            if not _files(folder, name):
+                raise CheckpointError(f"{folder} holds no {name}")
         state = TrainingState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder} is not a complete checkpoint ({error})") from None
@@ -188,11 +191,9 @@ def find(where: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        safetensors.torch.save_file(tensors, path)
-    except SafetensorError as error:  # a full disk, say
-        raise OSError(str(error)) from None
+def _files(folder: Path, name: str) -> list[Path]:
+    """Files of one kind of tensors: one, or numbered ones."""
+    return sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*.safetensors")])
 
 
 def _steps(checkpoints: Path) -> list[int]:
