@@ -41,6 +41,9 @@ class Sharder:
         All ranks must call it, for the same parameters in the same order. The first rank's numbers are those that are
         shared out.
         """
+        if not hasattr(parameter, "ds_id"):
+            # It may lie in a file's memory map, of which all that the first rank's numbers are written over would stay.
+            parameter.data = parameter.data.clone()
         self._cut([parameter])
 
 
