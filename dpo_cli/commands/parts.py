@@ -34,6 +34,7 @@ from dpo_cli.model.policy import Policy
 from dpo_cli.model.precision import choose_precision
 from dpo_cli.model.probe import choose, compare
 from dpo_cli.model.quantize import keep_one_path, quantization_options
+from dpo_cli.model.sizes import whole_shape
 from dpo_cli.reference.compute import ReferenceCounts, fill
 from dpo_cli.reference.fingerprint import reference_identity
 from dpo_cli.reference.store import ReferenceStore
@@ -97,7 +98,7 @@ class Reference:
         if isinstance(self.live, SecondAdapter):
             return
         assert self.live is not None
-        if self.live.shapes() != {name: p.shape for name, p in policy.named_parameters()}:
+        if self.live.shapes() != {name: whole_shape(p) for name, p in policy.named_parameters()}:
             raise DpoError(
                 "reference.update_every moves the reference towards the policy, and reference.path is a model of other "
                 "weights: expected the same architecture"

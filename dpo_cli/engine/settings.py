@@ -31,7 +31,7 @@ _ONE_ROW_FOR_SEVERAL = {
     "sequence_parallel_size": _SEQUENCES,
     "data_parallel_size": _SEQUENCES,
     "tensor_parallel": "tensor parallelism (AutoTP) has several ranks run the same rows, and here each has its own",
-    "expert_parallel": "expert parallelism (AutoEP) puts layers of its own into a model, which files hold no weights of",
+    "expert_parallel": "expert parallelism (AutoEP) puts layers of its own into a model, of which files hold none",
 }
 
 
