@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -18,15 +19,17 @@ from dpo_cli.data.collate import collate
 from dpo_cli.engine.engine import Engine
 from dpo_cli.engine.second_weights import gathered
 from dpo_cli.engine.sharding import Sharder, gather_where_used
+from dpo_cli.model.checkpointing import checkpoint_layers
 from dpo_cli.model.load import load_model
 from dpo_cli.model.policy import Policy
 
 
-def main(model: str, vocabulary: int, out: Path) -> None:
+def main(model: str, vocabulary: int, checkpointing: str, zero: dict[str, Any], out: Path) -> None:
     """Read it, score with it, and train it; say what was held, and what it was."""
     distributed.start()
     held: list[int] = []
-    sharder = Sharder(case.DEEPSPEED)
+    extra = {"zero_optimization": {**case.DEEPSPEED["zero_optimization"], **zero}}
+    sharder = Sharder(extra)
 
     def place(parameter: nn.Parameter) -> None:
         held.append(sum(p.numel() for p in known.values() if p.device.type != "meta"))
@@ -53,9 +56,9 @@ def main(model: str, vocabulary: int, out: Path) -> None:
     tensors |= {f"buffer/{name}": buffer.clone() for name, buffer in module.named_buffers()}
     tensors |= {f"score/{number}": score for number, score in enumerate(scores)}
     whole = max(p.numel() for p in module.parameters())
-    engine = Engine(
-        module, optimizer={"name": "adamw", **case.ADAMW}, max_grad_norm=None, zero_stage=3, extra=case.DEEPSPEED
-    )
+    checkpoint_layers(loaded.model, checkpointing)
+    module.train()
+    engine = Engine(module, optimizer={"name": "adamw", **case.ADAMW}, max_grad_norm=None, zero_stage=3, extra=extra)
     norms = []
     for update in range(2):
         groups = case.groups_of(update)
@@ -70,5 +73,5 @@ def main(model: str, vocabulary: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    model, vocabulary, out = json.loads(sys.argv[1])
-    main(model, vocabulary, Path(out))
+    *arguments, out = json.loads(sys.argv[1])
+    main(*arguments, Path(out))

@@ -41,30 +41,32 @@ def updated(module: Policy) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
+OFFLOADED = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+
+
 @pytest.mark.parametrize(
-    ("family", "added", "world"),
+    ("family", "added", "world", "checkpointing", "zero"),
     [
-        ("llama-tied", 3, 2),  # tied, and with more tokens than it has embeddings for
+        ("llama-tied", 3, 2, "full", {}),  # tied, and with more tokens than it has embeddings for
         *(
             pytest.param(*some, marks=pytest.mark.slow)
             for some in [
-                ("llama", 3, 3),
-                ("gemma3", 0, 2),
-                ("mixtral", 0, 2),
-            ]  # experts are put together as they are read
+                ("llama", 3, 3, "selective", {}),
+                ("gemma3", 0, 2, "none", OFFLOADED),
+                ("mixtral", 0, 2, "full", {}),  # experts are put together as they are read
+            ]
         ),
     ],
 )
-def test_it_is_bit_for_bit_the_same_model(family: str, added: int, world: int, tmp_path: Path) -> None:
+def test_it_is_bit_for_bit_the_same_model(
+    family: str, added: int, world: int, checkpointing: str, zero: dict[str, Any], tmp_path: Path
+) -> None:
+    """And trained it stays the same, to rounding."""
     folder = tmp_path / "model"
     vocabulary = written(folder, (FAMILIES | MIXTURES)[family]()).config.get_text_config().vocab_size
     assert len(list(folder.glob("*.safetensors"))) > 1
-    run_ranks(
-        Path(__file__).with_name("sharding_worker.py"),
-        [str(folder), vocabulary + added, str(tmp_path)],
-        world,
-        tmp_path,
-    )
+    worker = Path(__file__).with_name("sharding_worker.py")
+    run_ranks(worker, [str(folder), vocabulary + added, checkpointing, zero, str(tmp_path)], world, tmp_path)
     plain = load_model(str(folder), None, vocabulary=vocabulary + added, attention="groups")
     module = Policy(plain.model, precision="fp32", groups=True)
     expected = {f"weight/{name}": parameter.detach().clone() for name, parameter in module.named_parameters()}
