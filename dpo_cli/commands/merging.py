@@ -233,12 +233,12 @@ def _write(
 ) -> None:
     dtype = getattr(torch, wanted.dtype)
     model = merged.model.to(dtype)
-    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    weights = ((name, parameter.detach()) for name, parameter in model.named_parameters())
     ends = _ends(tokenizer)
     card = _card(source, wanted)
     try:
         with in_place_of(output, output.with_name(f".partial-{output.name}")) as partial:
-            write_model(partial, model, tokenizer, state, dropout=merged.dropout, card=card, ends=ends)
+            write_model(partial, model, tokenizer, weights, dropout=merged.dropout, card=card, ends=ends)
             read_back = load_model(
                 str(partial), None, vocabulary=len(tokenizer), attention="plain", name=f"{output} as it was written"
             )

@@ -24,6 +24,7 @@ from dpo_cli.data.types import Group
 from dpo_cli.distributed import device, rank
 from dpo_cli.engine.frozen import Frozen
 from dpo_cli.engine.second_adapter import SecondAdapter
+from dpo_cli.engine.sharding import Sharder, gather_where_used
 from dpo_cli.errors import DpoError
 from dpo_cli.model.adapters import AsReference, NewAdapter
 from dpo_cli.model.attention import own_attention
@@ -34,6 +35,7 @@ from dpo_cli.model.policy import Policy
 from dpo_cli.model.precision import choose_precision
 from dpo_cli.model.probe import choose, compare
 from dpo_cli.model.quantize import keep_one_path, quantization_options
+from dpo_cli.model.sizes import whole_shape
 from dpo_cli.reference.compute import ReferenceCounts, fill
 from dpo_cli.reference.fingerprint import reference_identity
 from dpo_cli.reference.store import ReferenceStore
@@ -49,6 +51,13 @@ class Scorer:
     loaded: LoadedModel
     attention: str
     """For people: how its attention runs, and why."""
+    release: Callable[[], None] | None = None
+    """Where ranks share its weights out: ends that it gathers them by itself, before an engine does."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether ranks share its weights out, so that all must run it equally often."""
+        return self.release is not None
 
     @property
     def lengths(self) -> Callable[[Group], int]:
@@ -90,7 +99,7 @@ class Reference:
         if isinstance(self.live, SecondAdapter):
             return
         assert self.live is not None
-        if self.live.shapes() != {name: p.shape for name, p in policy.named_parameters()}:
+        if self.live.shapes() != {name: whole_shape(p) for name, p in policy.named_parameters()}:
             raise DpoError(
                 "reference.update_every moves the reference towards the policy, and reference.path is a model of other "
                 "weights: expected the same architecture"
@@ -130,17 +139,28 @@ class Setup:
     console: Console
     seed: int
     """Of a new adapter's weights, and of its dropout."""
+    shard: Mapping[str, Any] | None = None
+    """DeepSpeed's keys, where ranks share models out as they read them (ZeRO 3); None = each has all of them."""
 
     def load_policy(self) -> Scorer:
         """The model to be trained, with the adapter that is to be trained, if any."""
-        return self.load(policy_files(self.model), new_adapter(self.model))
+        files, new = policy_files(self.model), new_adapter(self.model)
+        return self.load(files, new, shard=self._shard_of(files, new))
 
-    def load(self, files: ModelFiles, new: NewAdapter | None = None) -> Scorer:
+    def _shard_of(self, files: ModelFiles, new: NewAdapter | None = None) -> Mapping[str, Any] | None:
+        """How ranks share a model out; None where each is to have all of it, as under an adapter."""
+        plain = new is None and files.adapter is None and files.quantization is None
+        return self.shard if plain else None
+
+    def load(
+        self, files: ModelFiles, new: NewAdapter | None = None, *, shard: Mapping[str, Any] | None = None
+    ) -> Scorer:
         """Load a model onto this rank's device and find out whether groups give its own numbers.
 
         Args:
             files: the model's.
             new: an adapter to put into it.
+            shard: DeepSpeed's keys, to leave each rank its part of the weights; all ranks must then call it.
 
         Raises:
             DpoError: if there is no such model, or it can't do ``model.attention=groups``.
@@ -148,7 +168,8 @@ class Setup:
         wanted = self.model.attention
         faults.reached("load")
         with self.console.phase(f"load {files}"):
-            loaded = self._load(files, new)
+            loaded = self._load(files, new, shard)
+        release = None if shard is None else gather_where_used(loaded.model)
         noise = None if loaded.adapter is None else loaded.adapter.noise
         why_not = loaded.why_not
         if loaded.can_group:
@@ -164,16 +185,17 @@ class Setup:
                     attention += f"; one call for each answer: {reasons}"
                     self.console.warn(f"{files}: attention is slow on this GPU, one call for each answer: {reasons}")
                 policy = Policy(loaded.model, precision=self.precision, groups=True, noise=noise)
-                return Scorer(policy, loaded, attention)
+                return Scorer(policy, loaded, attention, release)
             found = "layers bypass it" if agreement.layers_missed else f"{agreement.difference:.2g} nats off"
             why_not = f"groups don't give {loaded.model.config.model_type}'s own numbers ({found})"
             if wanted == "groups":
                 raise DpoError(f"model.attention=groups: {why_not}; use model.attention=auto")
             loaded.model.set_attn_implementation(own_attention(loaded.model))
         attention = f"plain, one sequence per answer: {why_not}"
-        return Scorer(Policy(loaded.model, precision=self.precision, groups=False, noise=noise), loaded, attention)
+        policy = Policy(loaded.model, precision=self.precision, groups=False, noise=noise)
+        return Scorer(policy, loaded, attention, release)
 
-    def _load(self, files: ModelFiles, new: NewAdapter | None) -> LoadedModel:
+    def _load(self, files: ModelFiles, new: NewAdapter | None, shard: Mapping[str, Any] | None) -> LoadedModel:
         name = f"model.path={files.path}" if files.path == self.model.path else f"model {files.path}"
         vocabulary = len(self.rows.tokenizer)
         quantised = quantization_options(files.quantization, self.precision, device())
@@ -184,6 +206,7 @@ class Setup:
             attention=self.model.attention,
             quantization=quantised,
             name=name,
+            place=None if shard is None else Sharder(shard),
         )
         if quantised:
             keep_one_path(loaded.model)
@@ -224,11 +247,19 @@ class Setup:
         )
         usable = scorer if config.path is None else None
 
-        def policy() -> Policy:
-            found = usable if usable is not None else self.load(files)
+        def load(shard: Mapping[str, Any] | None) -> Policy:
+            found = self.load(files, shard=shard)
             if found.policy.groups != groups:
                 raise DpoError(f"reference {files}: attention is {found.attention}; use model.attention=plain for both")
-            return found.policy if found.loaded.adapter is None else found.as_it_was()
+            if shard is not None and config.mode == "live":  # an engine of its own follows
+                assert found.release is not None
+                found.release()
+            return found.policy
+
+        def policy() -> Policy:
+            if usable is None:
+                return load(self._shard_of(files))
+            return usable.policy if usable.loaded.adapter is None else usable.as_it_was()
 
         def again() -> Policy:
             """The reference when the policy is another by now."""
@@ -246,14 +277,23 @@ class Setup:
                     "reference.mode=live holds a second model in memory, which an adapter spares: use "
                     "reference.mode=adapter_off"
                 )
-            live = policy() if usable is None else _copy(usable.policy, to_cpu=shard is not None)
+            whole = shard is None or files.adapter is not None
+            live = _copy(usable.policy) if whole and usable and not usable.shared else load(None if whole else shard)
             frozen = Frozen(live, sharded=shard is not None, extra=shard or {})
             return Reference(as_lookup(live), lambda: live, none, identity, None, frozen)
         store = ReferenceStore(cache / "reference", identity)
         wanted, name = (rows.all, None) if part is None else (part.rows, part.name)
         lacking = len(store.missing(wanted)) if rank() == 0 else 0
         with console.phase("reference", lacking, "rows") if lacking else nullcontext(lambda _: None) as advance:
-            counts = fill(store, wanted, policy, token_budget=self.token_budget, advance=advance, shard=name)
+            counts = fill(
+                store,
+                wanted,
+                policy,
+                token_budget=self.token_budget,
+                advance=advance,
+                shard=name,
+                together=self._shard_of(files) is not None if usable is None else usable.shared,
+            )
         return Reference(_stored(store), again, counts, identity, store.folder)
 
     def _adapter_off(self, policy: Callable[[], Policy], usable: Scorer | None, identity: dict[str, Any]) -> Reference:
@@ -277,10 +317,9 @@ def _stored(store: ReferenceStore) -> Callable[[FlatBatch], Tensor]:
     return lambda batch: torch.from_numpy(store.lookup(batch.groups))
 
 
-def _copy(policy: Policy, *, to_cpu: bool) -> Policy:
-    """A second model; with ``to_cpu`` its weights lie there, because the device may have no room for them whole."""
-    where = torch.device("cpu") if to_cpu else device()
-    known = {id(p): nn.Parameter(p.detach().to(where, copy=True)) for p in policy.parameters()}
+def _copy(policy: Policy) -> Policy:
+    """A second model."""
+    known = {id(p): nn.Parameter(p.detach().clone()) for p in policy.parameters()}
     return copy.deepcopy(policy, known)  # all but the weights, which it takes for copied already
 
 

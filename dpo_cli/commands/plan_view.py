@@ -26,7 +26,7 @@ _HEADS = {
     "buffers": "buffers",
 }
 _MOMENTS = {
-    "start": "at the start, where weights lie whole on each device",
+    "start": "at the start, while weights are loaded and the reference is scored",
     "backward": "before the backward pass of the largest micro-batch",
     "step": "while the weights are updated",
     "save": "while final/ or a checkpoint is written",

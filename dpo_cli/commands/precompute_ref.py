@@ -13,6 +13,7 @@ from dpo_cli.commands.parts import Part, Reference, Scorer, Setup, resolve_preci
 from dpo_cli.commands.rows import Rows, describe_rows, load_rows
 from dpo_cli.config import PrecomputeConfig
 from dpo_cli.data.store import Groups
+from dpo_cli.engine.settings import resolve_stage
 from dpo_cli.errors import DpoError
 from dpo_cli.losses import make_loss
 from dpo_cli.model.flops import FlopsModel
@@ -46,7 +47,7 @@ def _fill(config: PrecomputeConfig, console: Console, started: float) -> None:
     try:
         console.say(describe_rows(rows, loss.kind))
         precision = str(distributed.from_first(resolve_precision(config.train.precision, config.reference.cache_dir)))
-
+        stage = resolve_stage(config.engine.zero_stage, distributed.world_size())
         setup = Setup(
             config.model,
             config.reference,
@@ -55,6 +56,7 @@ def _fill(config: PrecomputeConfig, console: Console, started: float) -> None:
             resolve_token_budget(config.train.tokens_per_micro_batch),
             console,
             config.seed,
+            shard=config.engine.deepspeed if stage == 3 else None,
         )
         scorer = setup.load_policy()
         console.say(f"attention: {scorer.attention}")

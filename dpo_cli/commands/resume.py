@@ -12,6 +12,7 @@ from torch import nn
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.places import new_adapter, policy_files
 from dpo_cli.config import TrainConfig
+from dpo_cli.engine.second_weights import gathered
 from dpo_cli.errors import CheckpointError, DpoError
 from dpo_cli.reference.fingerprint import reference_files
 from dpo_cli.tracking.console import Console
@@ -88,7 +89,9 @@ def check_same_run(state: TrainingState, fingerprint: str, settings: Mapping[str
 
 
 def load_weights(module: nn.Module, found: Checkpoint) -> None:
-    """Put a checkpoint's weights into a module, before anything is sharded; frozen ones may be absent.
+    """Put a checkpoint's weights into a module that no engine holds yet; frozen ones may be absent.
+
+    All ranks must call it, as they may share the weights out.
 
     Raises:
         CheckpointError: if it lacks what is trained.
@@ -97,8 +100,8 @@ def load_weights(module: nn.Module, found: Checkpoint) -> None:
     parameters = dict(module.named_parameters())
     if missing := [name for name, p in parameters.items() if name not in weights and p.requires_grad]:
         raise CheckpointError(f"{found.folder} holds no {missing[0]}: it is of a model that was trained otherwise")
-    with torch.no_grad():
-        for name, weight in weights.items():
+    for name, weight in weights.items():
+        with gathered(parameters[name], modifier_rank=0), torch.no_grad():
             parameters[name].copy_(weight)
 
 

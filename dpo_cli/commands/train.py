@@ -176,7 +176,16 @@ class _Run:
         check_optimizer(config.optim.name, self._zero_stage(), distributed.device())
         check_stage(config.model.adapter.quantization, self._zero_stage())
         budget = resolve_token_budget(config.train.tokens_per_micro_batch)
-        setup = Setup(config.model, config.reference, self.rows, self.precision, budget, self.console, config.seed)
+        setup = Setup(
+            config.model,
+            config.reference,
+            self.rows,
+            self.precision,
+            budget,
+            self.console,
+            config.seed,
+            shard=config.engine.deepspeed if self._zero_stage() == 3 else None,
+        )
         scorer = setup.load_policy()
         reference = self._reference(setup, scorer)
         objective = Objective(
@@ -346,6 +355,8 @@ class _Run:
     def _engine(self, scorer: Scorer, resumed: Checkpoint | None) -> Engine:
         """The policy with its starting weights, under DeepSpeed."""
         optim, policy = self.config.optim, scorer.policy
+        if scorer.release is not None:
+            scorer.release()
         if resumed is not None:
             load_weights(policy, resumed)
         checkpoint_layers(policy.model, self.config.train.activation_checkpointing)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from dpo_cli.engine.second_weights import SecondWeights
-from dpo_cli.engine.settings import deepspeed_config
+from dpo_cli.engine.sharding import sharding_config
+from dpo_cli.model.sizes import whole_shape
 
 
 class Frozen(SecondWeights):
@@ -23,7 +24,7 @@ class Frozen(SecondWeights):
     def __init__(self, module: nn.Module, *, sharded: bool, extra: Mapping[str, Any]) -> None:
         """
         Args:
-            module: float32. To be sharded, its weights may lie on the CPU.
+            module: float32. To be sharded, its weights may lie on the CPU, or be shared out already.
             sharded: whether each rank holds only its part of the weights.
             extra: the user's DeepSpeed keys; what they say of ZeRO goes for these weights too.
         """
@@ -35,7 +36,7 @@ class Frozen(SecondWeights):
 
     def shapes(self) -> dict[str, torch.Size]:
         """Of the whole parameters, by name."""
-        return {name: getattr(p, "ds_shape", p.shape) for name, p in self._parameters.items()}
+        return {name: whole_shape(p) for name, p in self._parameters.items()}
 
     def destroy(self) -> None:
         """Let go of DeepSpeed's hooks."""
@@ -45,8 +46,7 @@ class Frozen(SecondWeights):
 
 def _shard(module: nn.Module, extra: Mapping[str, Any]) -> Any:
     """ZeRO 3 without an optimizer: DeepSpeed then keeps neither gradients nor states."""
-    zero = {key: extra[key] for key in ("zero_optimization",) if key in extra}
-    config = deepspeed_config(zero_stage=3, max_grad_norm=None, extra=zero)
+    config = sharding_config(extra)
     # One parameter after the other is brought to the device and cut up; the engine by itself would bring all of them
     # first, and beside the policy there may be no room.
     deepspeed.zero.Init(module=module, config_dict_or_path=config, dtype=torch.float32)

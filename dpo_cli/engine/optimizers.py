@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_cli.errors import DpoError
+from dpo_cli.model.sizes import whole_shape
 
 _BITSANDBYTES = {
     "adamw_8bit": "AdamW8bit",
@@ -66,8 +67,8 @@ def make_optimizer(name: str, parameters: Sequence[nn.Parameter], **hyperparamet
         return torch.optim.RMSprop(parameters, lr=0.0, **hyperparameters)
     weight_decay = hyperparameters.pop("weight_decay")
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if len(whole_shape(p)) >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if len(whole_shape(p)) < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if name == "adamw":

@@ -19,7 +19,7 @@ class SecondWeights:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter by name, whole, on the CPU. All ranks must iterate."""
         for name, parameter in self._parameters.items():
-            with _gathered(parameter):
+            with gathered(parameter):
                 whole = parameter.detach().to("cpu", copy=True)
             yield name, whole
 
@@ -33,13 +33,19 @@ class SecondWeights:
         for name, weight in weights:
             parameter = self._parameters[name]
             # The first rank's result is cut up anew; without a rank to modify it, DeepSpeed would drop it.
-            with _gathered(parameter, modifier_rank=0), torch.no_grad():
+            with gathered(parameter, modifier_rank=0), torch.no_grad():
                 parameter.lerp_(weight.to(parameter), share)
 
 
-def _gathered(parameter: nn.Parameter, modifier_rank: int | None = None) -> AbstractContextManager[None]:
+def gathered(parameter: nn.Parameter, modifier_rank: int | None = None) -> AbstractContextManager[None]:
+    """A context in which a parameter is whole, if ranks share it out. All ranks must enter it.
+
+    Args:
+        parameter: any.
+        modifier_rank: whose changes are to stay; None = there are none.
+    """
     sharded = hasattr(parameter, "ds_id")
-    gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(
+    context: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(
         [parameter], modifier_rank=modifier_rank, enabled=sharded
     )
-    return gathered
+    return context

@@ -24,6 +24,16 @@ _OURS = {
     "zero_optimization.stage": "engine.zero_stage",
 }
 
+# In these several ranks work on the same rows, and ours have rows of their own each: DeepSpeed would take what
+# different rows gave for parts of one.
+_SEQUENCES = "sequence parallelism (Ulysses) cuts sequences at any token, which groups of answers can't be"
+_ONE_ROW_FOR_SEVERAL = {
+    "sequence_parallel_size": _SEQUENCES,
+    "data_parallel_size": _SEQUENCES,
+    "tensor_parallel": "tensor parallelism (AutoTP) has several ranks run the same rows, and here each has its own",
+    "expert_parallel": "expert parallelism (AutoEP) puts layers of its own into a model, of which files hold none",
+}
+
 
 def resolve_stage(wanted: int | str, world_size: int) -> int:
     """The ZeRO stage for a wish that may be ``auto``."""
@@ -45,7 +55,7 @@ def deepspeed_config(*, zero_stage: int, max_grad_norm: float | None, extra: Map
         extra: the user's own keys, merged in.
 
     Raises:
-        ConfigError: for each key in ``extra`` that a key of ours decides.
+        ConfigError: for each key in ``extra`` that a key of ours decides, or that would have ranks share rows.
     """
     zero = extra.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
@@ -54,6 +64,11 @@ def deepspeed_config(*, zero_stage: int, max_grad_norm: float | None, extra: Map
         f"engine.deepspeed.{key} is decided by {ours}: set that instead"
         for key, ours in _OURS.items()
         if key in extra or (key == "zero_optimization.stage" and "stage" in zero)
+    ]
+    problems += [
+        f"engine.deepspeed.{key} is not supported: {why}. To spread a model over ranks use engine.zero_stage=3"
+        for key, why in _ONE_ROW_FOR_SEVERAL.items()
+        if key in extra
     ]
     if problems:
         raise ConfigError(problems)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from dpo_cli.data.collate import collate, shared_prefix
 from dpo_cli.data.types import Group
 from dpo_cli.model.devices import known_gpu
+from dpo_cli.model.sizes import whole_shape
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class FlopsModel:
         looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         matrices = trained = 0.0
         for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2 and parameter is not head and id(parameter) not in looked_up:
+            if len(whole_shape(parameter)) >= 2 and parameter is not head and id(parameter) not in looked_up:
                 size = float(_size(parameter))
                 if ".experts." in name:
                     count = getattr(config, "num_local_experts", None) or config.num_experts
@@ -107,9 +108,8 @@ def count_weights(model: PreTrainedModel) -> int:
 
 
 def _size(parameter: nn.Parameter) -> int:
-    """Entries of a matrix; one in 4 bits has two in a byte, and knows its shape."""
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else int(state.shape.numel())
+    """Entries of a weight."""
+    return whole_shape(parameter).numel()
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

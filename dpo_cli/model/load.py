@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
@@ -69,6 +71,7 @@ def load_model(
     attention: str,
     quantization: Mapping[str, Any] | None = None,
     name: str | None = None,
+    place: Callable[[nn.Parameter], None] | None = None,
 ) -> LoadedModel:
     """The model in float32, or with matrices quantised.
 
@@ -80,6 +83,8 @@ def load_model(
             the old ones, which is deterministic and an unsurprising token to start from.
         attention: ``auto``, ``groups`` or ``plain``.
         name: what messages call it; None = ``model.path=...``.
+        place: what each weight is given to as soon as it is read, to keep a part of it only, say; it may be given one
+            more than once. None = all are kept whole, as they are read.
 
     Raises:
         DpoError: if it is no model folder, its weights can't be read or aren't all there, or it can't do what
@@ -99,7 +104,8 @@ def load_model(
     model = None
     if not why_not:
         try:
-            model = _build(path, revision, config, GROUP_ATTENTION, name, quantization)
+            with nullcontext() if place is None else _placed_when_read(config, place):
+                model = _build(path, revision, config, GROUP_ATTENTION, name, quantization)
         except DpoError as error:
             if not isinstance(error.__cause__, KeyError | ValueError | TypeError):
                 raise
@@ -107,7 +113,8 @@ def load_model(
     if model is None:
         if attention == "groups":
             raise DpoError(f"model.attention=groups: {why_not}; use model.attention=auto")
-        model = _build(path, revision, config, None, name, quantization)
+        with nullcontext() if place is None else _placed_when_read(config, place):
+            model = _build(path, revision, config, None, name, quantization)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -120,6 +127,9 @@ def load_model(
             for embedding in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
                 for weight in embedding.parameters(recurse=False):  # a head's bias as well
                     weight[rows:] = weight[:rows].mean(dim=0)
+    if place is not None:
+        for parameter in model.parameters():
+            place(parameter)
     return loaded
 
 
@@ -148,6 +158,35 @@ def attach(loaded: LoadedModel, files: ModelFiles, new: NewAdapter | None, *, pr
         loaded.adapter = add_adapter(loaded.model, new, files, seed=seed)
     else:
         loaded.adapter = load_adapter(loaded.model, files, seed=seed)
+
+
+@contextmanager
+def _placed_when_read(config: Any, place: Callable[[nn.Parameter], None]) -> Iterator[None]:
+    """Inside, what ``from_pretrained`` reads is given to ``place``, tensor by tensor.
+
+    All but embeddings and what else is as long as the vocabulary: these are compared, tied and lengthened whole.
+    """
+    vocabulary = config.get_text_config().vocab_size
+
+    def registered(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        read = getattr(parameter, "_is_hf_initialized", False) and parameter.device.type != "meta"
+        if read and not isinstance(module, nn.Embedding) and parameter.shape[:1] != (vocabulary,):
+            place(parameter)
+
+    # Or transformers' threads would read all tensors ahead of their use.
+    before = os.environ.get(_ONE_BY_ONE)
+    os.environ[_ONE_BY_ONE] = "1"
+    handle = register_module_parameter_registration_hook(registered)
+    try:
+        yield
+    finally:
+        handle.remove()
+        os.environ.pop(_ONE_BY_ONE)
+        if before is not None:
+            os.environ[_ONE_BY_ONE] = before
+
+
+_ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 def _build(

@@ -23,6 +23,8 @@ _LIVE = 1_000_000_000
 """Entries of weights that ZeRO 3 lets lie about whole."""
 _SUB_GROUP = 1_000_000_000
 """Entries that ZeRO 3 updates at a time."""
+_FILE = 5e9
+"""Bytes of weights that are written to one file, at most, and lie in memory for it."""
 _PAGED = ("paged_adamw_8bit", "paged_adamw_32bit")
 _MOMENTS: Mapping[str, float] = {
     "adamw": 8.0,
@@ -57,6 +59,8 @@ class Shape:
     """Entries of gradients on their way to where they are added up: of the largest weight, or of embeddings that are
     the head as well, whose two gradients meet first."""
     vocabulary: int
+    vocabularys: int
+    """Entries of embeddings and head, which are whole on each rank while a model is read, whatever the rest is."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, quantization: str | None = None) -> Shape:
@@ -81,7 +85,9 @@ class Shape:
         )
         count = sum(parameter.numel() for parameter in every.values())
         tied = head.requires_grad and model.get_input_embeddings().weight is head
-        return cls(count, sum(trained), frozen, 3 * head.numel() if tied else max(trained), head.shape[0])
+        ends = {id(weight): weight.numel() for weight in (model.get_input_embeddings().weight, head)}
+        largest = 3 * head.numel() if tied else max(trained)
+        return cls(count, sum(trained), frozen, largest, head.shape[0], sum(ends.values()))
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ class Estimate:
     """What a run takes, moment by moment."""
 
     start: Memory
-    """Weights lie whole on every device until ZeRO shares them out; and the reference pass."""
+    """Weights are loaded, whole on every device but under ZeRO 3; and the reference pass."""
     backward: Memory
     """Between the forward and the backward pass of the largest micro-batch."""
     step: Memory
@@ -222,15 +228,20 @@ class _State:
 
 
 def _start(shape: Shape, work: Work, layout: Layout) -> Memory:
-    """All weights as they are loaded, and the reference's pass, which keeps nothing but what one layer is at."""
+    """Weights as they are loaded, and the reference's pass, which keeps nothing but what one layer is at."""
     packed = shape.frozen_bytes < 4.0 * (shape.weights - shape.trained) / 3
-    loaded = shape.frozen_bytes + 4.0 * shape.trained if packed else 4.0 * shape.weights
-    kept = work.activations
+    kept, ends = work.activations, 4.0 * shape.vocabularys
+    if layout.zero_stage == 3 and shape.trained == shape.weights:  # shared out as they are read
+        part = 0.0 if layout.offload == "all" else 4.0 * shape.weights / layout.world_size
+        loaded, host = part + ends, ends + (4.0 * shape.weights / layout.world_size - part)
+    else:
+        loaded = shape.frozen_bytes + 4.0 * shape.trained if packed else 4.0 * shape.weights
+        host = 0.0 if packed else 4.0 * shape.weights
     return Memory(
         weights=loaded + kept.layer_copies,
         activations=kept.layer,
         logits=_logits(shape, work, layout),
-        host=0.0 if packed else 4.0 * shape.weights,
+        host=host,
     )
 
 
@@ -285,10 +296,10 @@ def _step(shape: Shape, layout: Layout, state: _State, backward: Memory) -> Memo
 
 
 def _save(shape: Shape, layout: Layout, state: _State, step: Memory, moments: bool) -> Memory:
-    """The first rank gathers what it writes in the host's memory, and makes bytes of it: of the weights, and for a
+    """The first rank gathers what it writes in the host's memory, a file at a time: of the weights, and for a
     checkpoint of the moments after them."""
     trained = 4.0 * shape.trained
-    written = max(trained, _MOMENTS[layout.optimizer] / 4 * trained if moments else 0.0)
+    written = min(_FILE, max(trained, _MOMENTS[layout.optimizer] / 4 * trained if moments else 0.0))
     copies = written * (2 if layout.zero_stage or layout.gpu else 1)
     if layout.gpu:
         return Memory(weights=state.weights, optimizer=state.moments, reference=state.reference, host=copies)

@@ -14,7 +14,7 @@ from dpo_cli import faults
 from dpo_cli.data.collate import flat_length
 from dpo_cli.data.plan import pack
 from dpo_cli.data.types import Group
-from dpo_cli.distributed import from_first, rank, wait_for_all, world_size
+from dpo_cli.distributed import from_first, largest, rank, wait_for_all, world_size
 from dpo_cli.errors import NumericsError, StorageError
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.score import score
@@ -45,6 +45,7 @@ def fill(
     token_budget: int,
     advance: Callable[[int], None] = lambda groups: None,
     shard: str | None = None,
+    together: bool = False,
 ) -> ReferenceCounts:
     """Compute what the store lacks for ``groups``, shared out over the ranks. All ranks must call it.
 
@@ -57,6 +58,7 @@ def fill(
         token_budget: per micro-batch.
         advance: told how many groups this rank has done since the last time.
         shard: the name of a part that ``groups`` are; other parts may be computed meanwhile. None = they are all.
+        together: whether the ranks must run the model equally often, as where its weights are shared out over them.
 
     Raises:
         NumericsError: if log-probs are not finite.
@@ -72,7 +74,8 @@ def fill(
             began = time.perf_counter()
             for start in range(0, len(missing), _GROUPS_PER_CHUNK * world_size()):
                 mine = missing[start : start + _GROUPS_PER_CHUNK * world_size()][rank() :: world_size()]
-                _compute(store, [groups[index] for index in mine], policy, token_budget, advance)
+                filler = groups[missing[0]] if together else None
+                _compute(store, [groups[index] for index in mine], policy, token_budget, advance, filler)
             seconds = time.perf_counter() - began
         wait_for_all()
     store.refresh()
@@ -101,15 +104,17 @@ def _compute(
     policy: Policy,
     token_budget: int,
     advance: Callable[[int], None],
+    filler: Group | None,
 ) -> None:
-    """One portion of a rank's groups."""
+    """One portion of a rank's groups; with a ``filler``, as many forward passes as the rank that has most to do."""
     done: list[Group] = []
     logps: list[list[Logps]] = []
     last_kept = time.monotonic()
     lengths = [flat_length(group, share=policy.groups) for group in groups]
+    packs = pack(range(len(groups)), lengths, token_budget, padded=not policy.groups)
+    idle = 0 if filler is None else int(largest([len(packs)])[0]) - len(packs)
     try:
-        micro_batches = pack(range(len(groups)), lengths, token_budget, padded=not policy.groups)
-        for number, members in enumerate(micro_batches, 1):
+        for number, members in enumerate(packs, 1):
             batch = [groups[index] for index in members]
             found = score(policy, batch, share=policy.groups)
             faults.reached("reference", number)
@@ -120,5 +125,8 @@ def _compute(
             if time.monotonic() - last_kept > _SECONDS_PER_CHUNK:
                 store.add(done, logps)
                 done, logps, last_kept = [], [], time.monotonic()
+        for _ in range(idle):
+            assert filler is not None
+            score(policy, [filler], share=policy.groups)
     finally:  # what a signal cuts off is not lost
         store.add(done, logps[: len(done)])

@@ -3,6 +3,7 @@
 A checkpoint is a folder ``checkpoints/step-<n>``. It is written beside its final name, synced, and renamed, and its
 ``manifest.json`` has the hash of every file: a folder that is there under its name is complete, and one whose bytes
 have changed since is known. Nothing in it is pickled, and nothing depends on the ZeRO stage or the number of ranks.
+Tensors are written and read one by one, those of a large model in several files, so that no machine need hold all.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dpo_cli import faults
 from dpo_cli.errors import CheckpointError, one_line
 from dpo_cli.file_hash import sha256
 from dpo_cli.model.weight_files import is_plain_name
+from dpo_cli.training.tensor_files import Tensors, save_in_parts
 from dpo_cli.whole_folder import sync, sync_parents
 
 _FORMAT = 2
-_FILES = ("moments.safetensors", "state.json", "weights.safetensors")
+_KINDS = ("weights", "moments", "reference")
+"""Of tensors; the last only where the reference moves."""
+_PART = 2 * 2**30
+"""Bytes of a file of tensors; the next one goes into another file."""
 
 
 @dataclass
@@ -54,17 +57,17 @@ class Checkpoint:
     folder: Path
     state: TrainingState
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Mapping[str, Tensor]:
         """By parameter name."""
-        return safetensors.torch.load_file(self.folder / "weights.safetensors")
+        return Tensors(_files(self.folder, "weights"))
 
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self) -> Mapping[str, Tensor]:
         """By ``<parameter>/<moment>``."""
-        return safetensors.torch.load_file(self.folder / "moments.safetensors")
+        return Tensors(_files(self.folder, "moments"))
 
-    def reference(self) -> dict[str, Tensor]:
+    def reference(self) -> Mapping[str, Tensor]:
         """Weights of a reference that has moved, by parameter name."""
-        return safetensors.torch.load_file(self.folder / "reference.safetensors")
+        return Tensors(_files(self.folder, "reference"))
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -109,10 +112,13 @@ def write(
 
     try:
         attempt(lambda: _begin(checkpoints, partial))
-        for name, tensors in (("weights", weights), ("moments", moments), ("reference", reference or ())):
-            kept = {key: tensor.contiguous() for key, tensor in tensors if first}
-            if kept or name != "reference":
-                attempt(lambda kept=kept, name=name: _save(kept, partial / f"{name}.safetensors"))  # type: ignore[misc]
+        for name, tensors in zip(_KINDS, (weights, moments, reference), strict=True):
+            if tensors is None:
+                continue
+            try:
+                save_in_parts(tensors, partial, name, size=_PART, writes=first and problem is None)
+            except OSError as error:
+                problem = error
             if name == "weights":
                 attempt(lambda: _at("mid-save", state.step))
         attempt(lambda: _commit(partial, final, state))
@@ -202,8 +208,13 @@ def read(folder: Path) -> Checkpoint:
         files: Mapping[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if odd := [name for name in files if not is_plain_name(name)]:
             raise CheckpointError(f"{folder}: its manifest names {one_line(odd[0])}, which is not a file in it")
-        for name in sorted({*_FILES, *files}):
+        for name in sorted({"state.json", *files}):
             _check(folder / name, files[name])
+        for name in _KINDS[:2]:
+            if not _files(folder, name):
+                raise CheckpointError(f"{folder} holds no {name}")
+        if strange := [path.name for kind in _KINDS for path in _files(folder, kind) if path.name not in files]:
+            raise CheckpointError(f"{folder}: {strange[0]} is not in its manifest")
         state = TrainingState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
         _check_types(state)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -258,11 +269,9 @@ def _check(file: Path, written: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{file.parent}: {file.name} has changed since it was written")
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        safetensors.torch.save_file(tensors, path)
-    except SafetensorError as error:  # a full disk, say
-        raise OSError(str(error)) from None
+def _files(folder: Path, name: str) -> list[Path]:
+    """Files of one kind of tensors: one, or numbered ones."""
+    return sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*.safetensors")])
 
 
 def _steps(checkpoints: Path) -> list[int]:

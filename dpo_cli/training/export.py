@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
@@ -18,7 +18,11 @@ from dpo_cli import faults
 from dpo_cli.errors import StorageError
 from dpo_cli.model.adapters import Adapter, saved_names
 from dpo_cli.model.files import CONFIG_FILE, WEIGHTS_FILE
+from dpo_cli.training.tensor_files import in_parts, save
 from dpo_cli.whole_folder import in_place_of
+
+_PART = 5 * 10**9
+"""Bytes of a file of weights, as transformers has it; the next ones go into another file."""
 
 
 def export(
@@ -49,18 +53,19 @@ def export(
     Raises:
         StorageError: if what was written is not what was meant.
     """
-    state = {name: tensor.contiguous() for name, tensor in weights if first}
     if not first:
+        for _ in weights:
+            pass
         return
     with _whole_or_not(folder) as partial:
-        write_model(partial, model, tokenizer, state, dropout=dropout, card=card, ends=ends)
+        write_model(partial, model, tokenizer, weights, dropout=dropout, card=card, ends=ends)
 
 
 def write_model(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    state: Mapping[str, Tensor],
+    weights: Iterable[tuple[str, Tensor]],
     *,
     dropout: Mapping[str, float],
     card: str,
@@ -70,8 +75,7 @@ def write_model(
 
     Args:
         folder: there, and empty.
-        model, tokenizer, dropout, card, ends: as for ``export``.
-        state: every parameter by its name in ``model``.
+        model, tokenizer, weights, dropout, card, ends: as for ``export``.
 
     Raises:
         StorageError: if what was written is not what was meant.
@@ -81,14 +85,43 @@ def write_model(
         setattr(model.config, name, value)
     try:
         _stop_at(model, ends)
-        model.save_pretrained(folder, state_dict=dict(state), max_shard_size="5GB")
+        model.save_pretrained(folder, state_dict={})  # configurations
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        # On disk some families' parameters have other names and cuts than in memory (experts, above all).
-        verify(folder, revert_weight_conversion(model, dict(state)))
+        _write_weights(folder, model, weights)
     finally:
         for name, value in during.items():
             setattr(model.config, name, value)
+
+
+def _write_weights(folder: Path, model: PreTrainedModel, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """In the files that transformers would write, which has all weights in memory for it; here it is a few layers."""
+    parts: list[dict[str, Tensor]] = []
+    files: list[Path] = []
+    for part in in_parts(weights, _PART, _layer):
+        # On disk some families' parameters have other names and cuts than in memory (experts, above all).
+        state = {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, part).items()}
+        files.append(folder / f"part-{len(files) + 1:05}.safetensors")
+        save(state, files[-1])
+        _verify_file(files[-1], state)
+        parts.append({name: tensor.to("meta") for name, tensor in state.items()})
+    if len(files) == 1:
+        files[0].rename(folder / "model.safetensors")
+        return
+    names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
+    for file, name in zip(files, names, strict=True):
+        file.rename(folder / name)
+    tensors = [tensor for part in parts for tensor in part.values()]
+    totals = {"total_parameters": sum(t.numel() for t in tensors), "total_size": sum(t.nbytes for t in tensors)}
+    where = {key: name for part, name in zip(parts, names, strict=True) for key in part}
+    index = {"metadata": totals, "weight_map": dict(sorted(where.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _layer(name: str) -> str:
+    """What a parameter is converted together with, where it is: ``model.layers.3``; else it is on its own."""
+    found = re.match(r"(?:.*?\.)??\d+(?=\.)", name)
+    return found.group() if found else name
 
 
 def export_adapter(
@@ -120,10 +153,10 @@ def export_adapter(
         return
     with _whole_or_not(folder) as partial:
         (partial / CONFIG_FILE).write_text(json.dumps(adapter.settings(), indent=2, sort_keys=True), encoding="utf-8")
-        save_file(state, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        save(state, partial / WEIGHTS_FILE)
         tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        verify(partial, state, settings=CONFIG_FILE)
+        _verify_file(partial / WEIGHTS_FILE, state)
 
 
 @contextmanager
@@ -153,22 +186,16 @@ def _stop_at(model: PreTrainedModel, ends: Sequence[int]) -> None:
         config.eos_token_id = [*known, *new]
 
 
-def verify(folder: Path, state: Mapping[str, Tensor], *, settings: str = "config.json") -> None:
-    """Read the weights back and compare; the configuration must be JSON.
+def _verify_file(file: Path, state: Mapping[str, Tensor]) -> None:
+    """Read weights back and compare.
 
     Raises:
         StorageError: if a parameter is missing, empty, not finite or different.
     """
-    found: set[str] = set()
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                if name not in state:
-                    continue  # a tied copy
-                tensor = tensors.get_tensor(name)
-                if tensor.numel() == 0 or not torch.equal(tensor, state[name]) or not torch.isfinite(tensor).all():
-                    raise StorageError(f"{file}: {name} is not what was trained; the disk or a library is at fault")
-                found.add(name)
-    if missing := sorted(state.keys() - found):
-        raise StorageError(f"{folder} lacks {len(missing)} parameters, {missing[0]} first")
-    json.loads((folder / settings).read_text(encoding="utf-8"))
+    with safe_open(file, framework="pt") as tensors:
+        if missing := sorted(state.keys() - set(tensors.keys())):
+            raise StorageError(f"{file} lacks {len(missing)} parameters, {missing[0]} first")
+        for name, meant in state.items():
+            tensor = tensors.get_tensor(name)
+            if tensor.numel() == 0 or not torch.equal(tensor, meant) or not torch.isfinite(tensor).all():
+                raise StorageError(f"{file}: {name} is not what was trained; the disk or a library is at fault")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from dpo_cli.engine.settings import deepspeed_config
 from dpo_cli.errors import ConfigError
@@ -42,6 +43,28 @@ def test_all_conflicts_are_reported_at_once() -> None:
         "engine.deepspeed.zero_optimization.stage is decided by engine.zero_stage: set that instead"
         in error.value.problems
     )
+
+
+@pytest.mark.parametrize("key", ["sequence_parallel_size", "data_parallel_size", "tensor_parallel", "expert_parallel"])
+def test_what_would_have_ranks_share_rows_is_refused(key: str) -> None:
+    value = {"autotp_size": 2} if key.endswith("_parallel") else 2
+    with pytest.raises(ConfigError) as error:
+        deepspeed_config(zero_stage=2, max_grad_norm=1.0, extra={key: value})
+    (problem,) = error.value.problems
+    assert problem.startswith(f"engine.deepspeed.{key} is not supported: ")
+    assert problem.endswith("use engine.zero_stage=3")
+
+
+def test_other_keys_reach_deepspeed_as_they_are() -> None:
+    zero = {"zero_hpz_partition_size": 2, "zero_quantized_weights": True, "zero_quantized_gradients": True}
+    extra = {"zero_optimization": {**zero, "offload_optimizer": {"device": "cpu"}}, "communication_data_type": "fp32"}
+    config = deepspeed_config(zero_stage=3, max_grad_norm=1.0, extra=extra)
+    assert config["zero_optimization"] == {**extra["zero_optimization"], "stage": 3}
+    assert config["communication_data_type"] == "fp32"
+    read = DeepSpeedZeroConfig(**config["zero_optimization"])
+    assert {key: getattr(read, key) for key in zero} == zero
+    assert read.offload_optimizer is not None
+    assert read.offload_optimizer.device == "cpu"
 
 
 def test_a_zero_section_without_keys_is_refused() -> None:

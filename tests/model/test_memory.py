@@ -14,7 +14,9 @@ from dpo_cli.model.adapters import NewAdapter
 from dpo_cli.model.memory import PARTS, Layout, Shape, Work, estimate, moment_bytes
 
 WEIGHTS = 8_000_000_000
-SHAPE = Shape(weights=WEIGHTS, trained=WEIGHTS, frozen_bytes=0.0, largest=500_000_000, vocabulary=100_000)
+SHAPE = Shape(
+    weights=WEIGHTS, trained=WEIGHTS, frozen_bytes=0.0, largest=500_000_000, vocabulary=100_000, vocabularys=800_000_000
+)
 KEPT = Activations(layers=64e9, layer=2e9, inputs=4e9, selected=20e9, head=1e9, copies=15e9, layer_copies=0.4e9)
 WORK = Work(KEPT, rows=1000, micro_batches=2)
 LOGITS = 1000 * 100_000 * 2 + 2 * 256 * 100_000 * 4
@@ -51,7 +53,12 @@ def test_zero_shares_out_one_thing_after_another() -> None:
     assert [found.backward.optimizer for found in stages] == [8 * WEIGHTS, 2 * one, 2 * one, 2 * one]
     assert {found.backward.buffers for found in stages} == {BUCKET + 4 * 500_000_000}
     assert [found.step.gradients for found in stages] == [4 * WEIGHTS, 4 * WEIGHTS + one, 2 * one, one + min(one, 4e9)]
-    assert {found.start.total for found in stages} == {stages[0].start.total}  # it lies whole on each at first
+    assert {found.start.total for found in stages[:3]} == {stages[0].start.total}  # it lies whole on each at first
+    # Or is shared out while it is read, but for embeddings and head.
+    assert stages[0].start.total - stages[3].start.total == 4 * WEIGHTS - one - 4 * 800_000_000
+    assert [found.start.host for found in stages] == [4 * WEIGHTS] * 3 + [4 * 800_000_000]
+    adapter = replace(SHAPE, trained=10_000_000, frozen_bytes=2.0 * WEIGHTS)
+    assert estimate(adapter, WORK, Layout("bf16", zero_stage=3, world_size=8)).start.host == 4 * WEIGHTS
 
 
 def test_what_is_offloaded_lies_in_the_hosts_memory() -> None:
@@ -127,7 +134,7 @@ def test_a_shape_knows_what_is_trained_and_how_the_rest_is_held() -> None:
     )
     matrices = 2 * (4 * 64 * 64 + 3 * 64 * 128)
     whole = Shape.of(outline(config, None, "bf16")[0])
-    assert whole == Shape(2 * 1000 * 64 + matrices + 5 * 64, whole.weights, 0.0, 64_000, 1000)
+    assert whole == Shape(2 * 1000 * 64 + matrices + 5 * 64, whole.weights, 0.0, 64_000, 1000, 128_000)
     config.tie_word_embeddings = True
     assert Shape.of(outline(config, None, "bf16")[0]).largest == 3 * 64_000
     config.tie_word_embeddings = False

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.errors import CheckpointError, ExitCode
+from dpo_cli.training import checkpoint
 from dpo_cli.training.checkpoint import TrainingState, clean_up, find, folder_of, read, write
 
 FILES = ("manifest.json", "moments.safetensors", "state.json", "weights.safetensors")
@@ -63,6 +64,20 @@ def test_what_is_written_is_read_back_bitwise(tmp_path: Path) -> None:
     assert_equal(found.moments(), moments_of(4))
     assert steps(folder) == list(FILES)
     assert steps(tmp_path) == ["step-4"]
+
+
+def test_tensors_of_a_large_model_are_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is read when it is asked for, and all are in the manifest."""
+    monkeypatch.setattr(checkpoint, "_PART", 100)  # bytes: the embedding, 84, and the rest
+    older, folder = save(tmp_path, 1), save(tmp_path, 2)
+    parts = ["moments-00002.safetensors", "weights-00002.safetensors"]
+    assert steps(folder) == sorted([*FILES, *parts])
+    assert_equal(dict(read(folder).weights()), weights_of(2))
+    assert_equal(dict(read(folder).moments()), moments_of(2))
+    flip(folder / parts[1])
+    found, problems = find(tmp_path)
+    assert found is not None
+    assert (found.folder, problems) == (older, [f"{folder}: {parts[1]} has changed since it was written"])
 
 
 def test_the_newest_is_found_by_number_from_any_of_its_folders(tmp_path: Path) -> None:
