@@ -51,9 +51,13 @@ def run(words: Sequence[str], count: int, folder: Path, hang_timeout: float | No
         folder: in which they leave what they have to say.
         hang_timeout: seconds without a sign of any rank after which all are ended; None = they may hang for good.
     """
-    ranks = [subprocess.Popen(words, env={**os.environ, **own}) for own in _environments(count)]
+    ranks: list[subprocess.Popen[bytes]] = []
     try:
         with passing_on(ranks) as signals:
+            for own in _environments(count):
+                ranks.append(subprocess.Popen(words, env={**os.environ, **own}))
+            if signals:  # who was not there yet has not heard of it
+                return _stopped()
             ends, trouble = _Watch(ranks, folder, hang_timeout, signals).wait()
     finally:
         for rank in ranks:
@@ -67,12 +71,14 @@ def run(words: Sequence[str], count: int, folder: Path, hang_timeout: float | No
     # A rank that only lost the others is never to blame.
     first = min(ends, key=lambda end: (end.lost, end.code == ExitCode.INTERNAL))
     if first.code < 0 and signals:  # it had not even begun to listen
-        print(
-            "dpo: stopped by a signal before there was anything to save; the same command begins again", file=sys.stderr
-        )
-        return int(ExitCode.PREEMPTED)
+        return _stopped()
     print(_said(first), file=sys.stderr)
     return first.code if first.code > 0 else int(ExitCode.INTERNAL)
+
+
+def _stopped() -> int:
+    print("dpo: stopped by a signal before there was anything to save; the same command begins again", file=sys.stderr)
+    return int(ExitCode.PREEMPTED)
 
 
 def _environments(count: int) -> list[dict[str, str]]:
