@@ -30,7 +30,8 @@ test: install-dev ## install and run the tests (under 5 minutes on 2 cores)
 test-slow: install-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
 
-faults: install-dev ## what a run survives: kills, signals, a long run; each part goes on where it was cut off
+faults: install-dev ## what a run survives: strange files, kills, signals, a long run; the last three go on where they were cut off
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m faults
 	$(BIN)/python scripts/faults.py kills
 	$(BIN)/python scripts/faults.py signals
 	$(BIN)/python scripts/faults.py soak

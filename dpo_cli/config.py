@@ -98,12 +98,6 @@ class TrackerConfig(Section):
     group: str | None
     seconds_at_end: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-    @property
-    def names(self) -> list[str]:
-        """All that are chosen."""
-        chosen = [] if self.name == "none" else [self.name]
-        return [] if self.mode == "disabled" else [*chosen, *self.also]
-
 
 class EvalConfig(Section):
     samples: CountFromZero

@@ -364,7 +364,7 @@ COMPLETIONS = {
     "dpo train loss.b": ["loss.beta="],
     "dpo train train.batch": ["train.batch_size="],
     "dpo train +experiment=": [f"+experiment={name}" for name in EXPERIMENTS],
-    "dpo train experiment=quick": ["experiment=quickstart"],
+    "dpo train experiment=smollm2_h": ["experiment=smollm2_hh"],
     "dpo train loss.beta=0.1 -m engine=a": ["engine=auto"],
     "dpo train --config-dir mine seed=1 +experiment=g": ["+experiment=good", "+experiment=group"],
     "dpo train --config-dir=mine experiment=lo": ["experiment=local"],
@@ -405,7 +405,7 @@ def test_completion_works_in_bash(shown: dict[str, str], tmp_path: Path) -> None
         line='dpo train engine=z loss.beta=0.3'
         at "$line" 18
         at 'dpo ev' 6
-        at 'dpo train +experiment=q' 23
+        at 'dpo train +experiment=smollm2_h' 31
         at 'dpo train xyzzy.' 16
     """
     job = subprocess.run(
@@ -418,7 +418,7 @@ def test_completion_works_in_bash(shown: dict[str, str], tmp_path: Path) -> None
     assert job.returncode == 0, job.stderr
     registered, *replies = job.stdout.splitlines()
     assert "-F _dpo_complete dpo" in registered
-    assert replies == ["<engine=zero3>", "<eval >", "<+experiment=quickstart>", "<>"]
+    assert replies == ["<engine=zero3>", "<eval >", "<+experiment=smollm2_hh>", "<>"]
 
 
 # -- input that can't be trained on

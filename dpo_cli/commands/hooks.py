@@ -58,7 +58,11 @@ def is_of(found: Checkpoint, run_dir: Path) -> bool:
 
 def tracker_names(config: TrainConfig) -> list[str]:
     """The trackers of a run, but for Weights & Biases where it is not set up."""
-    return [name for name in config.tracker.names if name != "wandb" or wandb_mode(config.tracker.mode) != "disabled"]
+    tracker = config.tracker
+    if tracker.mode == "disabled":
+        return []
+    usable = {"none": False, "wandb": wandb_mode(tracker.mode) != "disabled"}
+    return [name for name in (tracker.name, *tracker.also) if usable.get(name, True)]
 
 
 def start_trackers(config: TrainConfig, run_dir: Path, resumed: Checkpoint | None, console: Console) -> list[Tracker]:
