@@ -305,7 +305,9 @@ def test_every_sweep_is_checked() -> None:
     assert SWEPT.keys() == set(SWEEPS)
 
 
-@pytest.mark.parametrize("name", SWEPT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if len(swept) > 9 else []) for name, swept in SWEPT.items()]
+)
 def test_a_sweep_names_its_runs_by_what_is_swept(name: str, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     jobs = jobs_of(monkeypatch, f"+experiment={name}", "-m", "train.max_steps=2")

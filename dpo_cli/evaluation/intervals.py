@@ -5,6 +5,7 @@ What is drawn again are prompts, with all their comparisons: answers to one prom
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.stats import DegenerateDataWarning
 
 Measures = Callable[[Mapping[str, NDArray]], Mapping[str, NDArray]]
 """From sums over comparisons, by column and ``[...]`` each, to measures ``[...]``; NaN where there is none."""
@@ -68,16 +70,18 @@ class Bootstrap:
         values = measured(totals.sum(0))
         if count < 2:
             return {name: Estimate(float(value), np.nan, np.nan) for name, value in values.items()}
-        found = stats.bootstrap(
-            (np.arange(count),),
-            statistic,
-            n_resamples=self.resamples,
-            batch=_AT_A_TIME,
-            vectorized=True,
-            confidence_level=self.level,
-            method="percentile",
-            rng=np.random.default_rng(self.seed),
-        ).confidence_interval
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateDataWarning)  # of a missing interval, which is shown as missing
+            found = stats.bootstrap(
+                (np.arange(count),),
+                statistic,
+                n_resamples=self.resamples,
+                batch=_AT_A_TIME,
+                vectorized=True,
+                confidence_level=self.level,
+                method="percentile",
+                rng=np.random.default_rng(self.seed),
+            ).confidence_interval
         return {
             name: Estimate(float(value), float(low), float(high))
             for (name, value), low, high in zip(values.items(), found.low, found.high, strict=True)

@@ -14,7 +14,7 @@ from dpo_cli.commands import precompute_ref
 from dpo_cli.compose import _register_resolvers
 from dpo_cli.config import PrecomputeConfig
 from dpo_cli.errors import ConfigError, DpoError
-from dpo_cli.reference.store import _read_chunk
+from dpo_cli.reference.store import read_chunk
 
 
 def config(folder: Path, cache: str, shard: str | None) -> PrecomputeConfig:
@@ -35,7 +35,7 @@ def kept(cache: Path) -> dict[bytes, np.ndarray]:
     """All log-probs, of which no answer may be there twice."""
     found: dict[bytes, np.ndarray] = {}
     for chunk in (cache / "reference").rglob("chunk-*"):
-        entries = _read_chunk(chunk)
+        entries = read_chunk(chunk)
         assert not entries.keys() & found.keys()
         found |= entries
     return found

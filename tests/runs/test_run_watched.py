@@ -67,7 +67,7 @@ def test_a_limit_ends_a_run_at_the_same_update_whether_it_was_stopped_before_or_
     swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
     run = tmp_path / "run"
     changes = {"data.eval": write_rows(tmp_path / "swapped.jsonl", swapped), "train.stop.displacement": 1.0}
-    cut = place.try_run(run, changes, fault={"update": 3, "micro": 1, "signal": "SIGTERM", "to": "self"})
+    cut = place.try_run(run, changes, fault="micro-batch:3.1=term")
     assert cut.code == 75, cut.err
     ended = place.try_run(run, {**changes, "resume": "auto"})
     assert ended.code == 0, ended.err
