@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from dpo_cli.reporting.charts import Drawn, Point, charts, frontier
 from dpo_cli.reporting.compare import seed_groups
-from dpo_cli.reporting.runs import Run
+from dpo_cli.reporting.runs import Run, inside
 
 _MOST_NAMED = 12
 """Groups of runs that a legend names."""
+_MARKS = "os^Dv"
 _BAND_RUNS = 6
 """Runs up to which the range around a mean is drawn."""
 
@@ -35,9 +36,9 @@ def write_pictures(folder: Path, runs: Sequence[Run]) -> list[str]:
         names.append(_picture(folder, each.chart.name, _curves(each, len(runs)), "update", each.chart.title, look))
     points, reward = frontier(runs)
     if points:
-        names.append(
-            _picture(folder, "frontier", _points(points), "KL to the reference, nats per answer", reward, look)
-        )
+        losses = [str(inside(run.config, "loss", "name") or "") for run in runs]
+        draw = _points(points, losses)
+        names.append(_picture(folder, "frontier", draw, "KL to the reference, nats per answer", reward, look))
     return names
 
 
@@ -98,22 +99,30 @@ def _curves(drawn: Drawn, runs: int) -> Callable[[Axes, Any], bool]:
     return draw
 
 
-def _points(points: Sequence[Point]) -> Callable[[Axes, Any], bool]:
+def _points(points: Sequence[Point], losses: Sequence[str]) -> Callable[[Axes, Any], bool]:
+    """Runs of several losses have their loss's colour and mark, as in Rafailov et al. 2023, figure 2."""
+    names = list(dict.fromkeys(losses[point.run] for point in points))
+
     def draw(axes: Axes, look: Any) -> bool:
         _, group_of, colours = look
+        named: set[str] = set()
         for run in dict.fromkeys(point.run for point in points):
             own = [point for point in points if point.run == run]
+            loss = losses[run]
+            number = names.index(loss)
             axes.errorbar(
                 [point.kl for point in own],
                 [point.reward for point in own],
                 [point.reward_error for point in own],
                 [point.kl_error for point in own],
-                "o-",
-                color=colours[group_of[run]],
+                _MARKS[number % len(_MARKS)] + "-",
+                color=f"C{number}" if len(names) > 1 else colours[group_of[run]],
+                label=loss if len(names) > 1 and loss not in named else None,
                 markersize=3,
                 linewidth=0.6,
                 elinewidth=0.5,
             )
-        return True
+            named.add(loss)
+        return len(names) == 1
 
     return draw

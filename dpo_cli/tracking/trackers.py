@@ -45,7 +45,7 @@ class Tracker:
             project: of the run.
             run_name: of the run.
             group: of the run; all runs of a sweep share one.
-            config: shown with the run, without places and secrets.
+            config: shown with the run, without secrets.
             mode: ``online`` or ``offline``.
             say: told where the run is to be found.
             warn: told what goes wrong, each thing once.
