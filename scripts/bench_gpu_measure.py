@@ -276,7 +276,7 @@ def updates(
         lambda _: 5e-7,
         hooks,
         start=0,
-        rhythm=Rhythm(count, None, None),
+        rhythm=Rhythm(count, evaluate=None, sample=None, save=None),
         work=work,
         window=window,
         state={},
@@ -303,10 +303,16 @@ class _Hooks:
     def evaluate(self, step: int) -> None:
         pass
 
+    def sample(self, step: int) -> None:
+        pass
+
+    def is_enough(self, step: int) -> bool:
+        return False
+
     def save(self, step: int) -> None:
         pass
 
-    def honour_stop(self, step: int, *, saved: bool) -> None:
+    def honour_stop(self, step: int) -> None:
         pass
 
 

@@ -59,7 +59,7 @@ def train_step(
         raise NumericsError(_bad("the loss is not finite; this update was not made", step, objective.groups))
     norm = engine.step(lr)
     if not math.isfinite(norm):
-        raise NumericsError(_bad(f"the gradient's norm is {norm}; the weights are spoilt", step, objective.groups))
+        raise NumericsError(_bad(f"the gradient's norm is {norm}; this update was not made", step, objective.groups))
     return norm, state
 
 

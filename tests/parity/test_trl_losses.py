@@ -36,6 +36,7 @@ from parity.trl_runs import (
     our_order,
     run_both,
     said,
+    shared_folder,
     write_rows,
 )
 
@@ -314,15 +315,16 @@ def weighted_by_length(case: Case, folder: Path) -> Case:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Both]:
-    folder = tmp_path_factory.mktemp("both")
+    folder = shared_folder(tmp_path_factory, "trl-losses")
     recipes = folder / "my_configs" / "experiment"
-    recipes.mkdir(parents=True)
-    (recipes / "mixed.yaml").write_text(MIXED, encoding="utf-8")
+    if not recipes.exists():
+        recipes.mkdir(parents=True)
+        (recipes / "mixed.yaml").write_text(MIXED, encoding="utf-8")
     model = make_model(tmp_path_factory.mktemp("model"))
     cases = {name: replace(case, model=model) for name, case in {**AGREE, **DIFFER}.items()}
     # Of a model that is unsure, some answers are likelier than its own samples are on average.
     cases["heavy pairs"].model = make_model(tmp_path_factory.mktemp("unsure"), 0.2)
-    cases["sft weighted"] = weighted_by_length(cases["sft weighted"], folder)
+    cases["sft weighted"] = weighted_by_length(cases["sft weighted"], tmp_path_factory.mktemp("unweighted"))
     return run_both(cases, folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from helpers.command import environment
 from helpers.families import build
 from helpers.tokenizers import quickstart
@@ -154,12 +156,24 @@ def make_model(folder: Path, scale: float = 1.0) -> Path:
     return folder
 
 
+def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder that all workers of a test run share, as a module's tests may be spread over them."""
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def run_both(cases: Mapping[str, Case], folder: Path) -> dict[str, Both]:
-    """Each case trained by trl, all in one process, and by us, each in a process of its own."""
-    prepared = {name: prepare(name, case, folder) for name, case in cases.items()}
-    run("trl_worker.py", [trl_job(name, case, folder) for name, case in cases.items()], folder, folder / "out.json")
+    """Each case trained by trl, all in one process, and by us, each in a process of its own; once for a folder."""
+    with FileLock(folder / "lock"):
+        prepared = {name: prepare(name, case, folder) for name, case in cases.items()}
+        if not (folder / "ran").exists():
+            jobs = [trl_job(name, case, folder) for name, case in cases.items()]
+            run("trl_worker.py", jobs, folder, folder / "out.json")
+            run("dpo_worker.py", [our_words(name, case, folder) for name, case in cases.items()], folder)
+            (folder / "ran").touch()
     results = json.loads((folder / "out.json").read_text(encoding="utf-8"))
-    run("dpo_worker.py", [our_words(name, case, folder) for name, case in cases.items()], folder)
     both = {}
     for name, result in zip(cases, results, strict=True):
         lines, data = our_results(folder / name)
