@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import file_digest
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, overload
@@ -22,6 +21,7 @@ import pyarrow
 from numpy.typing import NDArray
 
 from dpo_cli.data.types import Group, Pair
+from dpo_cli.file_hash import sha256
 
 Keys = NDArray[np.int64]
 """Hashes of content, one per row."""
@@ -90,7 +90,7 @@ class TableWriter:
     def finish(self, facts: dict[str, Any]) -> None:
         """Keep what is known of the table, which is closed."""
         rows = self._folder / _ROWS
-        table = {"facts": facts, "bytes": rows.stat().st_size, "sha256": _sha256(rows)}
+        table = {"facts": facts, "bytes": rows.stat().st_size, "sha256": sha256(rows)}
         (self._folder / _TABLE).write_text(json.dumps(table), encoding="utf-8")
 
     def close(self) -> None:
@@ -196,18 +196,13 @@ def open_table(folder: Path) -> tuple[Table | None, str]:
     try:
         about = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
         rows = folder / _ROWS
-        if rows.stat().st_size != about["bytes"] or _sha256(rows) != about["sha256"]:
+        if rows.stat().st_size != about["bytes"] or sha256(rows) != about["sha256"]:
             return None, f"{rows} is not as it was written"
         return Table(folder, about["facts"]), ""
     except FileNotFoundError as error:
         return None, f"{error.filename} is missing" if folder.exists() else ""
     except (ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
         return None, f"{folder} is damaged ({error})"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()
 
 
 class Groups(Sequence[Group]):

@@ -10,13 +10,13 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
+from dpo_cli.errors import ExitCode
 from dpo_cli.tracking.backends import Run
 from dpo_cli.tracking.progress import finite
 
 _MOST_PARAMS = 100
 """Of one request."""
 _LONGEST_PARAM = 500
-_PREEMPTED = 75
 
 
 class MLflow:
@@ -56,7 +56,7 @@ class MLflow:
         now = int(time.time() * 1000)
         metrics = [Metric(f"final/{name}", value, now, 0) for name, value in final.items()]
         self._client.log_batch(self.run_id, metrics=metrics)
-        ended = {0: "FINISHED", _PREEMPTED: "KILLED"}.get(exit_code, "FAILED")
+        ended = {0: "FINISHED", ExitCode.PREEMPTED: "KILLED"}.get(exit_code, "FAILED")
         self._client.set_terminated(self.run_id, status=ended)
 
 

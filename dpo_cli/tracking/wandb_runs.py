@@ -8,11 +8,11 @@ from typing import Any
 
 import wandb
 
+from dpo_cli.errors import ExitCode
 from dpo_cli.tracking.backends import Run
 from dpo_cli.tracking.progress import finite
 
 _STEP = "train/step"
-_PREEMPTED = 75
 _NEW_ID = secrets.token_hex(4)
 """Of this process's run, however often it takes to reach the server."""
 
@@ -70,6 +70,6 @@ class WandB:
             # Where it lies, not what it is: weights stay here, and are not read again to be hashed.
             model.add_reference(final.resolve().as_uri(), checksum=False)
             self._run.log_artifact(model)
-        if exit_code == _PREEMPTED:
+        if exit_code == ExitCode.PREEMPTED:
             self._run.mark_preempting()
         self._run.finish(exit_code=exit_code)

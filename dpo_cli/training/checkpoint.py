@@ -102,7 +102,7 @@ def write(
     partial = checkpoints / f".partial-step-{state.step}"
     problem: OSError | None = None
 
-    def attempt(part: Callable[[], None]) -> None:
+    def attempt(part: Callable[[], object]) -> None:
         nonlocal problem
         if first and problem is None:
             try:
@@ -120,7 +120,7 @@ def write(
             except OSError as error:
                 problem = error
             if name == "weights":
-                attempt(lambda: _at("mid-save", state.step))
+                attempt(lambda: faults.reached("mid-save", state.step))
         attempt(lambda: _commit(partial, final, state))
         if problem is not None:
             raise problem
@@ -145,18 +145,14 @@ def _commit(partial: Path, final: Path, state: TrainingState) -> None:
     (partial / "manifest.json").write_text(json.dumps(files, indent=2), encoding="utf-8")
     for path in [*sorted(partial.iterdir()), partial]:
         sync(path)
-    _at("before-rename", state.step)
+    faults.reached("before-rename", state.step)
     replaced = final.with_name(f".replaced-{final.name}")
     if final.exists():  # from before the run was cut off; kept until the new one is in its place
         final.rename(replaced)
     partial.rename(final)
-    _at("after-rename", state.step)
+    faults.reached("after-rename", state.step)
     sync_parents(final)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _at(point: str, step: int) -> None:
-    faults.reached(point, step)
 
 
 def bytes_of(folder: Path) -> int:
