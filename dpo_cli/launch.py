@@ -180,13 +180,14 @@ def _end_with_parent() -> None:
 def _call(command: str, config: TrainConfig | ScoreConfig) -> None:
     """Run a command in this process."""
     faults.reached("start")
-    from dpo_cli.allocator import keep_freed_memory
+    from dpo_cli.allocator import bound_kernel_caches, keep_freed_memory
     from dpo_cli.quiet import quieten
     from dpo_cli.versions import check_versions
 
     check_versions()
     quieten()
     keep_freed_memory()
+    bound_kernel_caches()
     import torch
 
     try:

@@ -28,11 +28,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.allocator import keep_freed_memory
+from dpo_cli.allocator import bound_kernel_caches, keep_freed_memory
 from dpo_cli.quiet import quieten
 
 quieten()
 keep_freed_memory()
+bound_kernel_caches()
 
 import deepspeed
 import matplotlib

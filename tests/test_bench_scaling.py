@@ -21,6 +21,7 @@ def bench() -> ModuleType:
     patch = pytest.MonkeyPatch()
     patch.setattr("dpo_cli.quiet.quieten", lambda: None)  # what the script does to its process is not for this one
     patch.setattr("dpo_cli.allocator.keep_freed_memory", lambda: True)
+    patch.setattr("dpo_cli.allocator.bound_kernel_caches", lambda: None)
     module = load_script("bench_scaling")
     patch.undo()
     return module

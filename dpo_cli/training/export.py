@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
@@ -18,7 +18,7 @@ from dpo_cli import faults
 from dpo_cli.errors import StorageError
 from dpo_cli.model.adapters import Adapter, saved_names
 from dpo_cli.model.files import CONFIG_FILE, WEIGHTS_FILE
-from dpo_cli.training.tensor_files import in_parts, save
+from dpo_cli.training.tensor_files import Tensors, in_parts, save
 from dpo_cli.whole_folder import in_place_of
 
 _PART = 5 * 10**9
@@ -192,10 +192,10 @@ def _verify_file(file: Path, state: Mapping[str, Tensor]) -> None:
     Raises:
         StorageError: if a parameter is missing, empty, not finite or different.
     """
-    with safe_open(file, framework="pt") as tensors:
-        if missing := sorted(state.keys() - set(tensors.keys())):
-            raise StorageError(f"{file} lacks {len(missing)} parameters, {missing[0]} first")
-        for name, meant in state.items():
-            tensor = tensors.get_tensor(name)
-            if tensor.numel() == 0 or not torch.equal(tensor, meant) or not torch.isfinite(tensor).all():
-                raise StorageError(f"{file}: {name} is not what was trained; the disk or a library is at fault")
+    tensors = Tensors([file])  # opened anew for each: all that is read through one opening stays in memory
+    if missing := sorted(state.keys() - tensors.keys()):
+        raise StorageError(f"{file} lacks {len(missing)} parameters, {missing[0]} first")
+    for name, meant in state.items():
+        tensor = tensors[name]
+        if tensor.numel() == 0 or not torch.equal(tensor, meant) or not torch.isfinite(tensor).all():
+            raise StorageError(f"{file}: {name} is not what was trained; the disk or a library is at fault")
