@@ -13,8 +13,8 @@ from dpo_cli.errors import one_line
 from dpo_cli.reporting.charts import Drawn, Point, charts, frontier, lengths
 from dpo_cli.reporting.compare import (
     MISSING,
+    Goal,
     SeedGroup,
-    default_metric,
     differences,
     estimates,
     in_words,
@@ -48,7 +48,7 @@ _ALL_SAMPLES, _MOST_SAMPLES = 240, 24
 
 
 def write_report(
-    file: Path, runs: Sequence[Run], *, title: str, metric: str | None = None, defaults: Mapping[str, Any] | None = None
+    file: Path, runs: Sequence[Run], *, title: str, goal: Goal, defaults: Mapping[str, Any] | None = None
 ) -> str:
     """Write the page; returns what it says of the best run.
 
@@ -56,17 +56,17 @@ def write_report(
         file: its folder is made; it appears whole or not at all.
         runs: at least one.
         title: of the page.
-        metric: to choose the best run by; None = the best measure of quality that the runs have.
+        goal: to choose the best run by.
         defaults: the configuration that a single run would have had with nothing set; None = not known.
     """
-    metric = metric or default_metric(runs)
+    goal = goal.of(runs)
     pages = environment()
     script = source(pages, "report.js.jinja")
     groups = seed_groups(runs)
     drawn, missed = charts(runs)
     points, reward = frontier(runs)
     bins = calibration(runs)
-    best = verdict(runs, metric, LABELS.get(metric or "", metric))
+    best = verdict(runs, goal, LABELS.get(goal.metric or ""))
     page = pages.get_template("report.html.jinja").render(
         title=title,
         made=time.strftime("%Y-%m-%d %H:%M"),
@@ -245,7 +245,7 @@ def seed_table(runs: Sequence[Run], groups: Sequence[SeedGroup]) -> dict[str, An
     if all(len(group.runs) < 2 for group in groups):
         return None
     metrics = _shown_metrics(runs)
-    by_metric = [{each.group.name: each for each in estimates(runs, groups, name)} for name in metrics]
+    by_metric = [{each.group.name: each for each in estimates(runs, groups, Goal(name))} for name in metrics]
     rows = []
     for number, group in enumerate(groups):
         found = [each.get(group.name) for each in by_metric]
