@@ -236,8 +236,7 @@ class Sweep:
                 for one in list(running):
                     stopping |= self._look_after(one, points, running)
                 if self._screen.is_due():
-                    left = points.left()
-                    self._screen.show(self._goal, left, self._seconds(left))
+                    self._screen.show(self._goal, points.left(), self._each(), parallel)
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         if stopping or signals:
             raise Preempted("the sweep was stopped; the same command goes on from here")
@@ -330,16 +329,17 @@ class Sweep:
             points.ended(one.point, code)
         return code == ExitCode.PREEMPTED and not pruned
 
-    def _seconds(self, left: int) -> float | None:
-        """What so many more runs may take, as far as those before tell."""
+    def _each(self) -> float | None:
+        """Seconds that a run has taken in the mean; None = none has been done."""
         done = [read(job.run_dir).get("seconds", 0.0) for job in self._jobs if job.outcome == "done"]
-        return sum(done) / len(done) * left / max(1, len(self._shares)) if done else None
+        return sum(done) / len(done) if done else None
 
     def _reached(self, run_dir: Path, left: int) -> str:
         """What a run that has ended well reached, and how long all that is left may take."""
         final = read(run_dir).get("final") or {}
         numbers = [f"{label} {final[name]:.3f}" for name, label in _COLUMNS.items() if final.get(name) is not None]
-        about = f"; {left} more, about {duration(self._seconds(left) or 0.0)}" if left else ""
+        seconds = (self._each() or 0.0) * left / max(1, len(self._shares))
+        about = f"; {left} more, about {duration(seconds)}" if left else ""
         return f", {', '.join(numbers)}{about}" if numbers else about
 
     def finish(self, remark: str = "") -> int:

@@ -133,25 +133,44 @@ class Screen:
         """Whether it is time to show how it stands now."""
         return self.live and time.monotonic() - self._looked >= _SECONDS_BETWEEN_LOOKS
 
-    def show(self, goal: Goal, waiting: int, seconds: float | None) -> None:
+    def show(self, goal: Goal, waiting: int, each: float | None, parallel: int) -> None:
         """Show how it stands.
 
         Args:
             goal: by which runs are the best.
             waiting: points that have not begun.
-            seconds: that these will take; None = not known yet.
+            each: seconds that a run takes; None = not known yet.
+            parallel: runs at a time.
         """
         now = self._looked = time.monotonic()
         for run in self._runs.values():
             if run.state == "running":
                 run.look(now)
-        runs, height = list(self._runs.values()), self._console.size.height
-        table = picture(self._title, runs, goal, waiting=waiting, seconds=seconds, height=height)
+        runs = list(self._runs.values())
+        left = seconds_left([run for run in runs if run.state == "running"], waiting, each, parallel)
+        height = self._console.size.height
+        table = picture(self._title, runs, goal, waiting=waiting, seconds=left, height=height)
         if self._shown is None:
             # What is printed meanwhile, such as why a run failed, goes above the table and stays there.
             self._shown = Live(table, console=self._console, auto_refresh=False, transient=True)
             self._shown.start()
         self._shown.update(table, refresh=True)
+
+
+def seconds_left(running: Sequence[Watched], waiting: int, each: float | None, parallel: int) -> float | None:
+    """How long a sweep may take yet; None = not known.
+
+    Args:
+        running: runs on their way.
+        waiting: points that have not begun.
+        each: seconds that a run takes; None = not known.
+        parallel: runs at a time.
+    """
+    lefts = [each if run.left is None else run.left for run in running] + [each] * waiting
+    known = [left for left in lefts if left is not None]
+    if len(known) < len(lefts):
+        return None
+    return max(sum(known) / parallel, max(known[: len(running)], default=0.0))
 
 
 def picture(
@@ -164,7 +183,7 @@ def picture(
         runs: that have begun.
         goal: by which they are the best.
         waiting: points that have not begun.
-        seconds: that these will take; None = not known yet.
+        seconds: to the end of all; None = not known yet.
         height: of the screen, in lines.
     """
     goal = goal.of(runs)
@@ -220,9 +239,8 @@ def _counts(by_state: dict[str, list[Watched]], ranked: int, goal: Goal, waiting
     parts = [f"{len(runs)} {state}" for state, runs in by_state.items() if runs]
     parts += [f"{waiting} waiting"] if waiting else []
     text = ", ".join(parts)
-    lefts = [run.left for run in by_state["running"]]
-    if (lefts or waiting) and None not in lefts and (seconds is not None or not waiting):
-        text += f"; about {duration(max(filter(None, lefts), default=0.0) + (seconds or 0.0))} left"
+    if seconds is not None and (waiting or by_state["running"]):
+        text += f"; about {duration(seconds)} left"
     if ranked:
         text += f"; the best by {goal.metric} first" + (
             f", {ranked} of {done} shown" if (done := len(by_state["done"])) > ranked else ""

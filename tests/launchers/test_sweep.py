@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -293,10 +294,15 @@ def test_the_metric_makes_no_other_grid_and_another_smart_sweep() -> None:
 
 
 def test_seeds_are_one_setting_with_an_interval(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    jobs: Jobs, base: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(jobs, "metric", lambda config: config.loss.beta + 0.02 * config.seed)
-    assert train("loss.beta=0.1,0.3", "seed=0,1,2") == 0
+    found = Sweep(["loss.beta=0.1,0.3", "seed=0,1,2"])
+    for beta, seed in product((0.1, 0.3), range(3)):
+        words = [f"loss.beta={beta}", f"seed={seed}"]
+        found.add(with_changes(base, words[:1]).model_copy(update={"seed": seed}), words)
+    found.run(found.grid, 1)
+    assert found.finish() == 0
     # The standard deviation is 0.02; Student's t with 2 degrees of freedom is 4.303.
     half = 4.303 * 0.02 / 3**0.5
     assert f"beta=0.3, 0.32 ± {half:.2g} (95 % interval over 3 seeds). Next: beta=0.1" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from dpo_cli.reporting.compare import Goal
-from dpo_cli.sweep_view import State, Watched, picture
+from dpo_cli.sweep_view import State, Watched, picture, seconds_left
 
 
 def append(run_dir: Path, *lines: dict[str, float | None]) -> None:
@@ -130,3 +130,17 @@ def test_the_best_are_those_by_the_metric_and_its_direction(tmp_path: Path) -> N
     for number, run in enumerate(runs):
         run.values["loss"] = abs(number - 7)
     assert next(line for line in lines_of(runs, height=24, metric="loss") if " done " in line).startswith("beta=0.007")
+
+
+def test_the_time_left_is_shared_by_what_runs_side_by_side(tmp_path: Path) -> None:
+    plan(tmp_path, 100)
+    fast, new = Watched("fast", tmp_path), Watched("new", tmp_path / "new")
+    for second, step in ((0.0, 0), (1.0, 10), (2.0, 20)):
+        append(tmp_path, {"step": step, "loss": 0.5})
+        fast.look(second)
+    assert fast.left == pytest.approx(8.0)
+    assert seconds_left([fast], 0, None, 1) == pytest.approx(8.0)
+    assert seconds_left([fast, new], 3, 10.0, 2) == pytest.approx((8 + 10 + 30) / 2)
+    assert seconds_left([fast], 1, 1.0, 4) == pytest.approx(8.0)  # not before the last of them
+    assert seconds_left([fast, new], 0, None, 2) is None
+    assert seconds_left([fast], 1, None, 1) is None
