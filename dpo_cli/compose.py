@@ -147,7 +147,7 @@ def _sweep(words: Sequence[str]) -> int:
             config = _typed("train", tree)
             assert isinstance(config, TrainConfig)
             parallel = config.sweep.parallel
-            sweep.metric = config.sweep.metric
+            sweep.go_by(config)
             if config.sweep.sampler is not None:
                 raise DpoError("sweep.sampler stands in an experiment; expected on the command line, with its ranges")
             sweep.add(config, overrides)

@@ -103,6 +103,7 @@ class EvalConfig(Section):
     samples: CountFromZero
     max_new_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+    generator: Literal["hf", "vllm"]
     true_reward: Literal["quickstart"] | None
     tasks: list[str]
     shots: CountFromZero | None
@@ -454,6 +455,8 @@ def _sampling_conflicts(config: EvaluateConfig) -> Iterator[str]:
     for name in ("shots", "task_limit"):
         if getattr(config.eval, name) is not None and not config.eval.tasks:
             yield f"eval.{name} has no effect without eval.tasks"
+    if config.eval.generator != "hf" and not config.eval.samples:
+        yield f"eval.generator={config.eval.generator} has no effect without eval.samples: it answers so many"
     if config.eval.tasks and getattr(config.launch, "num_processes", None) not in (1, "auto"):
         yield "eval.tasks are run by one process: launch=local launch.num_processes=1"
     if config.judge.name != "none" and not config.eval.samples:
@@ -584,9 +587,11 @@ def _train_conflicts(config: TrainConfig) -> Iterator[str]:
     yield from optim_conflicts(config.optim)
     yield from _tracker_conflicts(config.tracker)
     train = config.train
+    if config.eval.generator != "hf":
+        yield f"eval.generator={config.eval.generator} has no effect in `dpo train`: the model there answers itself"
     if config.eval.tasks:
         yield "eval.tasks has no effect in `dpo train`: dpo eval run=... eval=harness runs them, before and after"
-    yield from sweep_conflicts(config.sweep, eval_every=train.eval_every, held_out=config.data.eval is not None)
+    yield from sweep_conflicts(config.sweep, eval_every=train.eval_every)
     if train.eval_every is not None and config.data.eval is None:
         yield f"train.eval_every={train.eval_every} has no effect without data.eval"
     if config.eval.samples and config.data.eval is None:

@@ -17,6 +17,7 @@ class SweepConfig(Section):
     trials: PositiveInt
     metric: str | None
     direction: Literal["auto", "maximize", "minimize"]
+    report: bool
     prune: bool
     warmup_trials: CountFromZero
 
@@ -26,17 +27,14 @@ class SweepConfig(Section):
         return self.metric or "eval/rewards/accuracies"
 
 
-def sweep_conflicts(sweep: SweepConfig, *, eval_every: int | None, held_out: bool) -> Iterator[str]:
-    """What a smart sweep needs.
+def sweep_conflicts(sweep: SweepConfig, *, eval_every: int | None) -> Iterator[str]:
+    """What can't be, and what a smart sweep needs.
 
     Args:
         sweep: the section.
         eval_every: updates between two evaluations, if there are any.
-        held_out: whether there are rows to evaluate on.
     """
-    if sweep.sampler is None:
-        return
-    if sweep.goal.startswith("eval/") and not held_out:
-        yield f"sweep.metric={sweep.goal} needs held-out rows: give data.eval"
-    if sweep.prune and eval_every is None:
+    if sweep.direction != "auto" and sweep.metric is None:
+        yield f"sweep.direction={sweep.direction} has no effect without sweep.metric"
+    if sweep.sampler is not None and sweep.prune and eval_every is None:
         yield "sweep.prune=true needs train.eval_every: a run is judged by its evaluations; or sweep.prune=false"

@@ -21,14 +21,13 @@ from dpo_cli.config import TrainConfig
 from dpo_cli.config_launch import SlurmConfig
 from dpo_cli.config_sweep import SweepConfig
 from dpo_cli.errors import ConfigError, DpoError
+from dpo_cli.metric_names import lower_is_better
 from dpo_cli.overrides import apart
 from dpo_cli.run_folder import read
 from dpo_cli.sweep import Point, Sweep
 
 if TYPE_CHECKING:
     import optuna
-
-_LOWER_IS_BETTER = re.compile(r"(^|/)(loss|kl)$|perplexity")
 
 
 def is_smart(words: Sequence[str]) -> bool:
@@ -71,6 +70,7 @@ class Trials:
             raise DpoError(
                 "sweep.sampler with launch=slurm: a smart sweep waits for its runs; start it inside one job of Slurm's"
             )
+        sweep.go_by(first)
         self._study = _study(sweep.folder, self.settings, first.seed)
         self._metric = self.settings.goal
         self._unfinished = self._left_over()
@@ -109,6 +109,10 @@ class Trials:
         short = ",".join(_short(key, trial.params[key]) for key in self._space)
         name = re.sub(r"[^\w.,=+-]+", "_", f"{trial.number:03},{short}")
         return self._sweep.point(config, name, trial.number)
+
+    def left(self) -> int:
+        """Those that were stopped, and those to be drawn."""
+        return len(self._unfinished) + max(0, self.settings.trials - len(self._study.get_trials(deepcopy=False)))
 
     def is_hopeless(self, point: Point) -> bool:
         """Whether the run is worse than the median of those before it at the same update."""
@@ -161,7 +165,7 @@ def _study(folder: Path, settings: SweepConfig, seed: int) -> optuna.Study:
     folder.mkdir(parents=True, exist_ok=True)
     direction = settings.direction
     if direction == "auto":
-        direction = "minimize" if _LOWER_IS_BETTER.search(settings.goal) else "maximize"
+        direction = "minimize" if lower_is_better(settings.goal) else "maximize"
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(folder / "optuna.jsonl"))),
         study_name=f"{settings.goal} {direction}",

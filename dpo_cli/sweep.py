@@ -21,19 +21,27 @@ from typing import Any, Protocol
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
+from dpo_cli import metric_names
 from dpo_cli.config import TrainConfig
 from dpo_cli.config_launch import LocalConfig, SlurmConfig
-from dpo_cli.errors import ConfigError, DpoError, ExitCode, Preempted
+from dpo_cli.config_losses import SumConfig
+from dpo_cli.errors import ConfigError, DpoError, ExitCode, Preempted, one_line
 from dpo_cli.launch import devices
 from dpo_cli.launchers import slurm
 from dpo_cli.launchers.apart import Apart, passing_on
 from dpo_cli.overrides import apart
-from dpo_cli.reporting.runs import duration
+from dpo_cli.reporting.compare import Goal, goal_of, verdict
+from dpo_cli.reporting.runs import Run, duration, is_run, read_runs
 from dpo_cli.run_folder import read
+from dpo_cli.sweep_view import Screen, State
 
 # Words of the command line that don't change what is run.
-_WITHOUT_EFFECT = ("run_dir=", "resume=", "tracker.", "launch", "sweep.parallel=", "sweep.trials=")
+_WITHOUT_EFFECT = ("run_dir=", "resume=", "tracker.", "launch", "sweep.parallel=", "sweep.trials=", "sweep.report=")
+_WITHOUT_EFFECT_ON_GRIDS = ("sweep.metric=", "sweep.direction=")
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 
@@ -62,6 +70,9 @@ class Points(Protocol):
             ConfigError: if the next one's configuration is wrong; the one after it may be right.
         """
 
+    def left(self) -> int:
+        """How many points there are yet."""
+
     def is_hopeless(self, point: Point) -> bool:
         """Whether a run on its way is to be stopped for good. It is asked now and then."""
 
@@ -78,6 +89,10 @@ class Grid:
     def draw(self) -> Point | None:
         """The next in order."""
         return self.points.pop(0) if self.points else None
+
+    def left(self) -> int:
+        """Those not drawn."""
+        return len(self.points)
 
     def is_hopeless(self, point: Point) -> bool:
         """All are wanted."""
@@ -128,16 +143,33 @@ class Sweep:
         }
         values = {override.get_key_element(): override.value() for override in overrides}
         what = sorted(override.input_line for override in overrides)
-        what = [word for word in what if not word.startswith(_WITHOUT_EFFECT)]
+        without_effect = _WITHOUT_EFFECT if "sweep.sampler" in values else (*_WITHOUT_EFFECT, *_WITHOUT_EFFECT_ON_GRIDS)
+        what = [word for word in what if not word.startswith(without_effect)]
         digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:8]
         name = re.sub(r"[^\w.-]+", "-", str(values.get("+experiment", "train")))
         self.folder = Path(str(values.get("run_dir") or Path("runs") / f"sweep-{name}-{digest}"))
         self.grid = Grid()
-        self.metric: str | None = None
-        """By which the best run is chosen; None = the best measure of quality that the runs have."""
+        self._goal = Goal(None)
+        """By what the best run is chosen."""
+        self._report = True
+        """Whether one is written at the end."""
         self._jobs: list[Job] = []
+        self._screen = Screen(f"{self.folder}; the output of each run is in its .log there")
         self._shares: list[list[str]] = []
         """Of this machine's GPUs, by slot."""
+
+    def go_by(self, config: TrainConfig) -> None:
+        """What a point says of the sweep as a whole.
+
+        Raises:
+            DpoError: if the best is to be chosen by what the point would not measure.
+        """
+        settings = config.sweep
+        metric = settings.metric if settings.sampler is None else settings.goal
+        self._goal = goal_of({"metric": metric, "direction": settings.direction})
+        self._report = settings.report
+        if metric is not None and (why := _not_measured(metric, config)):
+            raise DpoError(f"sweep.metric={metric} {why}")
 
     def add(self, config: TrainConfig, overrides: Sequence[str]) -> None:
         """A point of the grid.
@@ -160,8 +192,14 @@ class Sweep:
         """A point whose configuration is wrong: said, counted as failed, and the sweep goes on."""
         self._refuse(self._name(overrides), error)
 
+    def _note(self, text: str) -> None:
+        """A line about what a live table shows as well."""
+        if not self._screen.live:
+            _say(text)
+
     def _refuse(self, name: str, error: DpoError) -> None:
         _say(f"{name}: failed\ndpo: {error}")
+        self._screen.ended(name, self.folder / name, "failed", str(error))
         self._jobs.append(Job(name, self.folder / name, f"failed ({int(error.exit_code)})", int(error.exit_code)))
 
     def _name(self, overrides: Sequence[str]) -> str:
@@ -180,6 +218,10 @@ class Sweep:
             Preempted: if a signal came, or stopped a job: somebody wants all of it to end.
         """
         self._shares = _shares(parallel)
+        with self._screen:
+            self._run(points, parallel)
+
+    def _run(self, points: Points, parallel: int) -> None:
         running: list[_Running] = []
         processes: list[subprocess.Popen[bytes]] = []
         more, stopping = True, False
@@ -193,6 +235,8 @@ class Sweep:
                     more = False
                 for one in list(running):
                     stopping |= self._look_after(one, points, running)
+                if self._screen.is_due():
+                    self._screen.show(self._goal, points.left(), self._each(), parallel)
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         if stopping or signals:
             raise Preempted("the sweep was stopped; the same command goes on from here")
@@ -215,8 +259,9 @@ class Sweep:
                 self._refuse(name, DpoError(message))
                 points.ended(point, int(ExitCode.USAGE))
                 return True
-            _say(f"{name}: done before, in {run_dir}")
+            self._note(f"{name}: done before, in {run_dir}")
             self._jobs.append(Job(name, run_dir, "done before", 0))
+            self._screen.ended(name, run_dir, "done")
             points.ended(point, 0)
             return True
         number = len(self._jobs) + len(running) + 1
@@ -225,10 +270,11 @@ class Sweep:
             return True
         slot = next(slot for slot in range(parallel) if slot not in {one.slot for one in running})
         log = None
-        if parallel > 1:  # output of several at once is no use to anybody
+        if parallel > 1 or self._screen.live:  # output of several at once, or through a table, is no use to anybody
             self.folder.mkdir(parents=True, exist_ok=True)
             log = self.folder / f"{name}.log"
-        _say(f"{name}: job {number}, in {run_dir}" + ("" if log is None else f"; its output in {log}"))
+        self._note(f"{name}: job {number}, in {run_dir}" + ("" if log is None else f"; its output in {log}"))
+        self._screen.began(name, run_dir)
         environment = {"DPO_SWEEP": "1", **self._environment(point.config, slot, parallel)}
         running.append(_Running(point, Apart("train", point.config, environment, log), slot, []))
         return True
@@ -266,29 +312,34 @@ class Sweep:
         running.remove(one)
         name, code = one.point.name, ended.exit_code
         pruned = bool(one.stopped) and code == ExitCode.PREEMPTED
-        if pruned:
-            _say(f"{name}: stopped, as it does worse than half of the runs before it")
-        elif not code:
-            _say(f"{name}: done{self._reached(one.point.run_dir)}")
-        elif code:
-            _say(ended.text or f"dpo: exit code {code}")
-            _say(f"{name}: {'stopped' if code == ExitCode.PREEMPTED else f'failed with exit code {code}'}")
         outcome = "pruned" if pruned else f"failed ({code})" if code else "done"
         self._jobs.append(Job(name, one.point.run_dir, outcome, 0 if pruned else code))
+        state: State = "done"
+        if pruned:
+            state = "pruned"
+            self._note(f"{name}: stopped, as it does worse than half of the runs before it")
+        elif not code:
+            self._note(f"{name}: done{self._reached(one.point.run_dir, points.left())}")
+        else:
+            state = "stopped" if code == ExitCode.PREEMPTED else "failed"
+            _say(ended.text or f"dpo: exit code {code}")
+            _say(f"{name}: {'stopped' if code == ExitCode.PREEMPTED else f'failed with exit code {code}'}")
+        self._screen.ended(name, one.point.run_dir, state, ended.text.removeprefix("dpo: ") or f"exit code {code}")
         if code != ExitCode.PREEMPTED or pruned:
             points.ended(one.point, code)
         return code == ExitCode.PREEMPTED and not pruned
 
-    def _reached(self, run_dir: Path) -> str:
-        """What a run that has ended well reached, and how long all that is left in the grid may take."""
-        record = read(run_dir)
-        final = record.get("final") or {}
-        numbers = [f"{label} {final[name]:.3f}" for name, label in _COLUMNS.items() if final.get(name) is not None]
-        left = len(self.grid.points)
+    def _each(self) -> float | None:
+        """Seconds that a run has taken in the mean; None = none has been done."""
         done = [read(job.run_dir).get("seconds", 0.0) for job in self._jobs if job.outcome == "done"]
-        seconds = [*done, record.get("seconds", 0.0)]
-        parallel = max(1, len(self._shares))
-        about = f"; {left} more, about {duration(sum(seconds) / len(seconds) * left / parallel)}" if left else ""
+        return sum(done) / len(done) if done else None
+
+    def _reached(self, run_dir: Path, left: int) -> str:
+        """What a run that has ended well reached, and how long all that is left may take."""
+        final = read(run_dir).get("final") or {}
+        numbers = [f"{label} {final[name]:.3f}" for name, label in _COLUMNS.items() if final.get(name) is not None]
+        seconds = (self._each() or 0.0) * left / max(1, len(self._shares))
+        about = f"; {left} more, about {duration(seconds)}" if left else ""
         return f", {', '.join(numbers)}{about}" if numbers else about
 
     def finish(self, remark: str = "") -> int:
@@ -296,14 +347,12 @@ class Sweep:
         if not self._jobs:
             print(remark, end="\n" if remark else "")
             return int(ExitCode.DONE)
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-
         records = {job.name: read(job.run_dir) for job in self._jobs}
         finals: dict[str, dict[str, Any]] = {name: record.get("final", {}) for name, record in records.items()}
         held_out = any("eval/loss" in final for final in finals.values())
-        headings = _COLUMNS if held_out else _TRAINING_COLUMNS
+        headings = dict(_COLUMNS if held_out else _TRAINING_COLUMNS)
+        if self._goal.metric is not None:
+            headings.setdefault(self._goal.metric, self._goal.metric)
         columns = [name for name in headings if any(name in final for final in finals.values())]
         whose = "held out" if held_out else "of the last update"
         title = f"{len(self._jobs)} runs in {self.folder}; loss, accuracy and margin {whose}"
@@ -324,22 +373,31 @@ class Sweep:
         return next((job.exit_code for job in self._jobs if job.exit_code), int(ExitCode.DONE))
 
     def _say_best(self) -> None:
-        """Which settings were best, and how to see more. A sweep's outcome is not changed by what goes wrong here."""
-        from dpo_cli.reporting.compare import default_metric, verdict
-        from dpo_cli.reporting.runs import read_runs
+        """Which settings were best, and a page with more. A sweep's outcome is not changed by what goes wrong here."""
+        folders = [job.run_dir for job in self._jobs if is_run(job.run_dir)]
+        by_hand = f"dpo report {shlex.quote(str(self.folder))}"
+        try:
+            runs = read_runs(folders)
+            done = [run for run in runs if run.status.word == "done"]
+            metric = self._goal.metric
+            if done and metric is not None and all(run.final(metric) is None for run in done):
+                _say(f"sweep.metric={metric}: no run has it")
+            if len(done) > 1:
+                print(verdict(done, self._goal))
+            if self._report and done:
+                print(f"curves, reward against KL and samples in one page: {self._write_report(runs)}")
+            elif runs:
+                print(f"curves, reward against KL and samples in one page: {by_hand}")
+        except Exception as error:  # any of the many of files and drawing
+            what = one_line(f"{type(error).__name__}: {error}")
+            _say(f"the report could not be written ({what}); {by_hand} tries again")
 
-        folders = [job.run_dir for job in self._jobs if job.exit_code == 0]
-        if len(folders) > 1:
-            try:
-                runs = read_runs(folders)
-            except OSError as error:
-                _say(f"the runs could not be read again: {error}")
-                return
-            if self.metric is not None and all(run.final(self.metric) is None for run in runs):
-                _say(f"sweep.metric={self.metric}: no run has it")
-            print(verdict(runs, self.metric or default_metric(runs)))
-        if any(job.run_dir.is_dir() for job in self._jobs):
-            print(f"curves, reward against KL and samples in one page: dpo report {shlex.quote(str(self.folder))}")
+    def _write_report(self, runs: Sequence[Run]) -> Path:
+        from dpo_cli.commands.report_page import write_report  # not above: most command lines have no need of it
+
+        file = self.folder / "report.html"
+        write_report(file, runs, title=self.folder.resolve().name, goal=self._goal)
+        return file
 
 
 # Metrics of a finished run, as columns. What was not held out is shown only where nothing was.
@@ -351,6 +409,18 @@ _COLUMNS = {
     "samples/kl": "KL",
 }
 _TRAINING_COLUMNS = {"loss": "loss", "rewards/accuracies": "acc.", "rewards/margins": "margin"}
+
+
+def _not_measured(metric: str, config: TrainConfig) -> str:
+    """Why a point would not measure a metric; empty, if it may."""
+    if metric.startswith("eval/") and config.data.eval is None:
+        return "needs held-out rows: give data.eval"
+    if metric.startswith("samples/") and not config.eval.samples:
+        return "needs sampled answers: give eval.samples"
+    loss = metric_names.of_loss(config.loss.terms if isinstance(config.loss, SumConfig) else [config.loss.name])
+    samples = metric_names.of_samples(true_reward=bool(config.eval.true_reward), kl=config.eval.temperature == 1.0)
+    known = metric_names.of_run(loss, config.data.eval is not None, samples if config.eval.samples else ())
+    return "" if metric in known else f"is no metric of these runs: expected one of {', '.join(known)}"
 
 
 def _settings(run_dir: Path) -> dict[str, Any]:

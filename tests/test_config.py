@@ -385,6 +385,14 @@ CONFLICTS = [
         "eval.true_reward=quickstart has no effect without eval.samples: it judges samples",
     ),
     ({"train__eval_every": 5}, "train.eval_every=5 has no effect without data.eval"),
+    (
+        {"sweep__direction": "minimize"},
+        "sweep.direction=minimize has no effect without sweep.metric",
+    ),
+    (
+        {"eval__generator": "vllm"},
+        "eval.generator=vllm has no effect in `dpo train`: the model there answers itself",
+    ),
     ({"eval__samples": 4}, "eval.samples=4 has no effect without data.eval: samples answer its prompts"),
     (
         {"data__eval": 0.1, "train__eval_every": 5, "train__keep_best": "loss"},
@@ -458,6 +466,13 @@ def test_held_out_data_has_no_effect_in_an_evaluation_of_a_model() -> None:
         "data.eval has no effect in `dpo eval` of a model: name the rows to evaluate with data.path"
     ]
     assert read_config(tree_of("eval", data__eval=0.1, run="runs/a"), EvaluateConfig).run == "runs/a"
+
+
+def test_a_generator_needs_something_to_answer() -> None:
+    problem = "eval.generator=vllm has no effect without eval.samples: it answers so many"
+    assert problems_of(tree_of("eval", eval__generator="vllm"), "eval") == [problem]
+    config = read_config(tree_of("eval", eval__generator="vllm", eval__samples=2), EvaluateConfig)
+    assert config.eval.generator == "vllm"
 
 
 def test_nothing_is_sharded_in_an_evaluation() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from dpo_cli import distributed
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.parts import Reference, Scorer
+from dpo_cli.commands.places import policy_files, reference_place
 from dpo_cli.commands.questions import Question, ask, read_questions, write_answers
 from dpo_cli.commands.rows import Rows
 from dpo_cli.config import EvaluateConfig
@@ -27,7 +29,9 @@ from dpo_cli.evaluation.generation import sample
 from dpo_cli.evaluation.intervals import Bootstrap
 from dpo_cli.evaluation.reward_model import reward_model
 from dpo_cli.evaluation.samples import Samples, draw, drift
+from dpo_cli.evaluation.vllm_generation import check_installed, sample_with_vllm
 from dpo_cli.evaluation.winrate import Judge, judge_pairs, win_rate
+from dpo_cli.model.files import ModelFiles, find_files
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.score import score_all
 from dpo_cli.tracking.console import Console
@@ -59,11 +63,16 @@ class Generations:
 
 
 def check_can_generate(config: EvaluateConfig) -> None:
-    """Whether questions and the judge's key are there.
+    """Whether questions, the judge's key and what generates are there.
 
     Raises:
         DpoError: they are not.
     """
+    if config.eval.generator == "vllm":
+        check_installed()
+        _files(config)
+        if distributed.world_size() > 1:
+            raise DpoError("eval.generator=vllm is run by one process: launch.num_processes=1")
     if config.prompts is not None:
         read_questions(config)
     if isinstance(config.judge, EndpointConfig):
@@ -93,9 +102,12 @@ def generate(
     """
     other = None if reference is None else reference.policy()
     questions = [] if config.prompts is None else read_questions(config)
-    mine, said = _answer(config, rows, scorer.policy, questions, "sample", console)
+    files, other_files = _files(config)
+    mine, said = _answer(config, rows, scorer.policy, files, questions, "sample", console)
     theirs, other_said = (
-        (None, []) if other is None else _answer(config, rows, other, questions, "sample the reference", console)
+        (None, [])
+        if other is None
+        else _answer(config, rows, other, other_files, questions, "sample the reference", console)
     )
     metrics, found = mine.metrics(), dict[str, Any]()
     if config.eval.temperature == 1.0:  # else these are no samples of the models themselves
@@ -136,36 +148,68 @@ def _alarms(found: Mapping[str, Any]) -> list[Alarm]:
     return of_drift(sides["policy"], sides.get("reference"), found.get("win_rate", {}).get("win_rate"))
 
 
+def _files(config: EvaluateConfig) -> tuple[ModelFiles | None, ModelFiles | None]:
+    """What vLLM opens for the model and for its reference; None for what it isn't asked for.
+
+    Raises:
+        DpoError: for what it can't open.
+    """
+    if config.eval.generator != "vllm":
+        return None, None
+    if config.run is None:
+        files = policy_files(config.model)
+    elif config.step is None and Path(config.run, "final").is_dir():
+        files = find_files(str(Path(config.run, "final")), None, quantization=config.model.adapter.quantization)
+    else:
+        raise DpoError(
+            f"eval.generator=vllm opens no checkpoints, and run={config.run} has no final/ or another step is asked "
+            "for: expected a finished run without step, or eval.generator=hf"
+        )
+    compared = config.run is not None or config.reference.path is not None
+    reference = reference_place(config.reference, config.model) if compared else None
+    for found in (files, reference):
+        if found is not None and (found.adapter or found.quantization):
+            raise DpoError(
+                f"eval.generator=vllm opens plain weights alone, and this is {found}: merge it first (dpo merge), or "
+                "eval.generator=hf"
+            )
+    return files, reference
+
+
 def _answer(
-    config: EvaluateConfig, rows: Rows, policy: Policy, questions: Sequence[Question], name: str, console: Console
+    config: EvaluateConfig,
+    rows: Rows,
+    policy: Policy,
+    files: ModelFiles | None,
+    questions: Sequence[Question],
+    name: str,
+    console: Console,
 ) -> tuple[Samples, list[list[str]]]:
-    """Answers to the questions, or, where there are none, to held-out prompts."""
+    """Answers to the questions, or, where there are none, to held-out prompts; by vLLM, if there are files for it."""
     settings = config.eval
     policy.eval()
-    options: dict[str, Any] = {
-        "ends": rows.data.ends,
-        "max_new_tokens": settings.max_new_tokens,
-        "temperature": settings.temperature,
-        "seed": config.seed,
-        "precision": policy.precision,
-    }
     with console.phase(name, None if questions else settings.samples, "prompts") as advance:
+        of_model: Callable[..., list[Tokens]] = (
+            partial(sample, policy.model, rows.tokenizer)
+            if files is None
+            else partial(sample_with_vllm, files.path, files.revision)
+        )
+        answering = partial(
+            of_model,
+            ends=rows.data.ends,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            seed=config.seed,
+            precision=policy.precision,
+            advance=advance,
+        )
         if not questions:
             held_out = rows.data.held_out
-            found = draw(
-                policy.model,
-                rows.tokenizer,
-                held_out,
-                count=settings.samples,
-                true_reward=settings.true_reward,
-                advance=advance,
-                **options,
-            )
+            found = draw(answering, rows.tokenizer, held_out, count=settings.samples, true_reward=settings.true_reward)
             return found, []
 
         def answers(prompts: list[Tokens]) -> list[Tokens]:
-            drawn = sample(policy.model, rows.tokenizer, prompts, advance=advance, **options)
-            return list(distributed.from_first(drawn))  # whatever the ranks' rounding
+            return list(distributed.from_first(answering(prompts)))  # whatever the ranks' rounding
 
         return ask(questions, config, rows.tokenizer, rows.data.ends, answers)
 

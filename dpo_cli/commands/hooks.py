@@ -25,8 +25,8 @@ from dpo_cli.evaluation.intervals import Bootstrap
 from dpo_cli.evaluation.preferences import evaluate_preferences
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.evaluation.scores import Comparisons, Scores
+from dpo_cli.metric_names import lower_is_better
 from dpo_cli.objective import LossState, Objective
-from dpo_cli.reporting.compare import lower_is_better
 from dpo_cli.run_folder import RunRecord
 from dpo_cli.stopping import StopRequest
 from dpo_cli.tracking import progress

@@ -13,7 +13,8 @@ from typing import Any
 
 from dpo_cli.commands.arguments import Parser
 from dpo_cli.errors import DpoError, one_line
-from dpo_cli.reporting.compare import differences, lower_is_better
+from dpo_cli.metric_names import lower_is_better
+from dpo_cli.reporting.compare import differences
 from dpo_cli.reporting.runs import (
     byte_size,
     duration,

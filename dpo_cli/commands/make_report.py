@@ -8,6 +8,7 @@ from typing import Any
 
 from dpo_cli.commands.arguments import Parser
 from dpo_cli.errors import DpoError
+from dpo_cli.reporting.compare import Goal, common_goal
 from dpo_cli.reporting.runs import Run, byte_size, find_runs, read_runs
 
 Defaults = Callable[[str, Sequence[str]], dict[str, Any] | None]
@@ -38,7 +39,7 @@ def run(words: Sequence[str], defaults: Defaults) -> None:
         file,
         found,
         title=title,
-        metric=arguments.metric,
+        goal=Goal(arguments.metric) if arguments.metric else common_goal(found),
         defaults=defaults_of(found[0].config, defaults) if len(found) == 1 else None,
     )
     if len(found) > 1:
@@ -86,6 +87,6 @@ def _parser() -> Parser:
     parser.add_argument(
         "--metric",
         metavar="NAME",
-        help="to choose the best by, such as eval/rewards/margins (default: true reward or accuracy)",
+        help="to choose the best by, such as eval/loss (default: sweep.metric, else true reward or accuracy)",
     )
     return parser

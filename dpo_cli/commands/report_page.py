@@ -13,8 +13,8 @@ from dpo_cli.errors import one_line
 from dpo_cli.reporting.charts import Drawn, Point, charts, frontier, lengths
 from dpo_cli.reporting.compare import (
     MISSING,
+    Goal,
     SeedGroup,
-    default_metric,
     differences,
     estimates,
     in_words,
@@ -48,7 +48,7 @@ _ALL_SAMPLES, _MOST_SAMPLES = 240, 24
 
 
 def write_report(
-    file: Path, runs: Sequence[Run], *, title: str, metric: str | None = None, defaults: Mapping[str, Any] | None = None
+    file: Path, runs: Sequence[Run], *, title: str, goal: Goal, defaults: Mapping[str, Any] | None = None
 ) -> str:
     """Write the page; returns what it says of the best run.
 
@@ -56,17 +56,17 @@ def write_report(
         file: its folder is made; it appears whole or not at all.
         runs: at least one.
         title: of the page.
-        metric: to choose the best run by; None = the best measure of quality that the runs have.
+        goal: to choose the best run by.
         defaults: the configuration that a single run would have had with nothing set; None = not known.
     """
-    metric = metric or default_metric(runs)
+    goal = goal.of(runs)
     pages = environment()
     script = source(pages, "report.js.jinja")
     groups = seed_groups(runs)
     drawn, missed = charts(runs)
     points, reward = frontier(runs)
     bins = calibration(runs)
-    best = verdict(runs, metric, LABELS.get(metric or "", metric))
+    best = verdict(runs, goal, LABELS.get(goal.metric or ""))
     page = pages.get_template("report.html.jinja").render(
         title=title,
         made=time.strftime("%Y-%m-%d %H:%M"),
@@ -74,10 +74,10 @@ def write_report(
         best=best if len(runs) > 1 else "",
         findings=findings(runs),
         runs=runs,
-        run_table=run_table(runs, groups),
+        run_table=run_table(runs, groups, goal.metric),
         groups=groups,
         colours=[_colour(number, len(groups)) for number in range(len(groups))],
-        seeds=seed_table(runs, groups),
+        seeds=seed_table(runs, groups, goal.metric),
         set_keys=_set_keys(runs, defaults),
         same=_same(runs),
         charts=[(each.chart, _summary(each)) for each in drawn if each.known],
@@ -197,10 +197,11 @@ def _cut(text: Any) -> str:
     return text if more <= 0 else f"{text[:_LONGEST_TEXT]} … ({more:,} more characters)"
 
 
-def run_table(runs: Sequence[Run], groups: Sequence[SeedGroup]) -> dict[str, Any]:
-    """Headings, and a row per run: its cells as text and by what they are sorted."""
+def run_table(runs: Sequence[Run], groups: Sequence[SeedGroup], metric: str | None) -> dict[str, Any]:
+    """Headings, and a row per run: its cells as text and by what they are sorted; with the metric that the best is
+    chosen by."""
     differing = telling(differences([run.config for run in runs])) if len(runs) > 1 else {}
-    metrics = _shown_metrics(runs)
+    metrics = _shown_metrics(runs, metric)
     group_of = {place: number for number, group in enumerate(groups) for place in group.runs}
     rows = []
     for place, run in enumerate(runs):
@@ -216,17 +217,23 @@ def run_table(runs: Sequence[Run], groups: Sequence[SeedGroup]) -> dict[str, Any
     headings = [
         "status",
         *(short_key(key, differing) for key in differing),
-        *(LABELS[name] for name in metrics),
+        *metrics.values(),
         *("updates", "pairs/s", "memory, GiB", "time"),
     ]
     return {"headings": headings, "rows": rows}
 
 
-def _shown_metrics(runs: Sequence[Run]) -> list[str]:
-    """Those that any run has; what was not held out is shown only where nothing was."""
-    metrics = [name for name in LABELS if any(run.final(name) is not None for run in runs)]
+def _shown_metrics(runs: Sequence[Run], wanted: str | None) -> dict[str, str]:
+    """Those that any run has, and what they are called; what was not held out is shown only where nothing was, or where
+    it is wanted."""
+    asked = {} if wanted is None else {wanted: wanted}
+    metrics = [name for name in asked | LABELS if any(run.final(name) is not None for run in runs)]
     held_out = any(name.startswith("eval/") for name in metrics)
-    return [name for name in metrics if not held_out or name not in ("loss", "rewards/accuracies")]
+    return {
+        name: LABELS.get(name, name)
+        for name in metrics
+        if name == wanted or not held_out or name not in ("loss", "rewards/accuracies")
+    }
 
 
 def _number(value: float | None, digits: int = 4) -> tuple[str, str | float]:
@@ -240,12 +247,12 @@ def _cell(text: str) -> tuple[str, str | float]:
         return one_line(text, 60), text
 
 
-def seed_table(runs: Sequence[Run], groups: Sequence[SeedGroup]) -> dict[str, Any] | None:
+def seed_table(runs: Sequence[Run], groups: Sequence[SeedGroup], metric: str | None) -> dict[str, Any] | None:
     """Means over seeds with 95 % intervals, if any group has several; None = no run was repeated."""
     if all(len(group.runs) < 2 for group in groups):
         return None
-    metrics = _shown_metrics(runs)
-    by_metric = [{each.group.name: each for each in estimates(runs, groups, name)} for name in metrics]
+    metrics = _shown_metrics(runs, metric)
+    by_metric = [{each.group.name: each for each in estimates(runs, groups, Goal(name))} for name in metrics]
     rows = []
     for number, group in enumerate(groups):
         found = [each.get(group.name) for each in by_metric]
@@ -253,7 +260,7 @@ def seed_table(runs: Sequence[Run], groups: Sequence[SeedGroup]) -> dict[str, An
         rows.append(
             {"name": one_line(group.name), "group": number, "cells": [(str(len(group.runs)), len(group.runs)), *cells]}
         )
-    return {"headings": ["seeds", *(LABELS[name] for name in metrics)], "rows": rows}
+    return {"headings": ["seeds", *metrics.values()], "rows": rows}
 
 
 def _set_keys(runs: Sequence[Run], defaults: Mapping[str, Any] | None) -> list[tuple[str, str, str]] | None:

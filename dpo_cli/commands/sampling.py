@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from dpo_cli.commands.parts import Reference, Scorer
 from dpo_cli.commands.rows import Rows
 from dpo_cli.config import EvalConfig
 from dpo_cli.data.collate import FlatBatch
+from dpo_cli.evaluation.generation import sample
 from dpo_cli.evaluation.samples import Samples, draw, drift
 from dpo_cli.model.score import score_all
 from dpo_cli.tracking.console import Console
@@ -46,19 +48,19 @@ def sample_answers(
         gathered: in which the model can generate; None = as it is.
     """
     with console.phase(name, settings.samples, "prompts") as advance, gathered or nullcontext():
-        samples = draw(
+        answering = partial(
+            sample,
             scorer.loaded.model,
             rows.tokenizer,
-            rows.data.held_out,
             ends=rows.data.ends,
-            count=settings.samples,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             seed=seed,
             precision=scorer.policy.precision,
-            true_reward=settings.true_reward,
             advance=advance,
         )
+        held_out = rows.data.held_out
+        samples = draw(answering, rows.tokenizer, held_out, count=settings.samples, true_reward=settings.true_reward)
     if reference is None or settings.temperature != 1.0:  # no KL, or no samples of the policy itself
         return samples, samples.metrics()
     other = reference.policy()

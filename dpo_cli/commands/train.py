@@ -29,6 +29,7 @@ from dpo_cli.engine.settings import deepspeed_config, resolve_stage
 from dpo_cli.errors import DpoError, ExitCode, NumericsError
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.losses import Loss, Sums, make_loss
+from dpo_cli.metric_names import of_samples
 from dpo_cli.model.checkpointing import checkpoint_layers
 from dpo_cli.model.flops import FlopsModel, count_weights, peak_flops
 from dpo_cli.model.quantize import check_stage
@@ -81,8 +82,7 @@ def _check_measured(config: TrainConfig, loss: Loss) -> None:
     train = config.train
     known = [*loss.metric_names]
     if train.sample_every is not None:
-        known += ["samples/length", *(["samples/true_reward"] if config.eval.true_reward else [])]
-        known += ["samples/kl"] * (config.eval.temperature == 1.0)
+        known += of_samples(true_reward=config.eval.true_reward is not None, kl=config.eval.temperature == 1.0)
     if train.keep_best is not None and train.keep_best.removeprefix("eval/") not in known:
         raise DpoError(f"train.keep_best={train.keep_best}: expected one of {', '.join(known)}")
     for name, metric in (("plateau", "rewards/margins"), ("displacement", "logps/chosen")):

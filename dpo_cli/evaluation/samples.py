@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from dpo_cli.data.types import Group, Tokens
 from dpo_cli.distributed import from_first
-from dpo_cli.evaluation.generation import as_groups, sample
+from dpo_cli.evaluation.generation import Answering, as_groups
 from dpo_cli.quickstart.task import true_reward as quickstart_reward
 
 TRUE_REWARDS: dict[str, Callable[[str, str], float]] = {"quickstart": quickstart_reward}
@@ -48,34 +48,18 @@ class Samples:
 
 
 def draw(
-    model: PreTrainedModel,
+    answering: Answering,
     tokenizer: PreTrainedTokenizerBase,
     groups: Sequence[Group],
     *,
-    ends: Sequence[int],
     count: int,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    precision: str,
     true_reward: str | None,
-    advance: Callable[[int], None] = lambda prompts: None,
 ) -> Samples:
-    """Answer the first ``count`` distinct prompts of ``groups``; the other arguments are ``sample``'s."""
+    """Answer the first ``count`` distinct prompts of ``groups``, and judge the answers by a true reward, if one is
+    named."""
     chosen = distinct_prompts(groups)[:count]
     prompts: list[Tokens] = [group.prompt_ids for group in chosen]
-    tokens = sample(
-        model,
-        tokenizer,
-        prompts,
-        ends=ends,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        precision=precision,
-        advance=advance,
-    )
-    tokens = from_first(tokens)  # ranks must go on with the same lengths, whatever their rounding
+    tokens = from_first(answering(prompts))  # ranks must go on with the same lengths, whatever their rounding
     questions = [group.question for group in chosen]
     answers = [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in tokens]
     reward = TRUE_REWARDS[true_reward] if true_reward else None

@@ -13,10 +13,7 @@ from dpo_cli.losses.divergences import divergence_score, reverse_kl
 from dpo_cli.losses.registry import LOSSES, Kind, Spec, State
 from dpo_cli.losses.types import AnswerLogps, Preferences
 from dpo_cli.losses.views import Answers, Pairs, View, answers_of, judged_of, pairs_of, rankings_of
-
-RUNNING = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
-"""Metrics of every loss, over the comparisons that the rows make: also those of rankings and of judged pairs."""
-_LOGPS = ("logps/chosen", "logps/rejected")
+from dpo_cli.metric_names import LOGPS, REWARDS, of_loss
 
 
 @dataclass(frozen=True)
@@ -142,8 +139,7 @@ class Loss:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Of a result's metrics."""
-        parts = [f"loss/{name}" for name in self.terms] if len(self.terms) > 1 else []
-        return ("loss", *parts, *RUNNING, *_LOGPS)
+        return of_loss(self.terms)
 
     def gather(self, logps: AnswerLogps, preferences: Preferences, over: str) -> Tensor:
         """A micro-batch's numbers for statistics over the global batch: ``[n, columns]``, all terms' side by side."""
@@ -216,7 +212,7 @@ class Loss:
             winners, losers = preferences.labelled[good], preferences.labelled[~good]
         sums = logps.policy_sums  # of all tokens alike, whatever a modifier makes of them
         values = (chosen, rejected, accurate, margins, sums[winners], sums[losers])
-        return dict(zip((*RUNNING, *_LOGPS), values, strict=True))
+        return dict(zip((*REWARDS, *LOGPS), values, strict=True))
 
 
 def _wpo_weight(pairs: Pairs) -> Tensor:

@@ -6,15 +6,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dpo_cli.metric_names import lower_is_better
 from dpo_cli.reporting.runs import Run, inside
 
-_NOT_COMPARED = ("run_dir", "resume", "tracker")
+_NOT_COMPARED = ("run_dir", "resume", "tracker", "sweep")
 """Sections that say nothing of what is trained."""
-_LOWER_IS_BETTER = {"loss", "kl", "kl_error", "grad_norm", "memory", "seconds", "ece", "brier", "repetition"}
 _PREFERRED = ("samples/true_reward", "eval/rewards/accuracies", "rewards/accuracies", "eval/loss", "loss")
 """A run's quality, the best measure first. A loss compares nothing where losses or beta differ, so it comes last."""
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -108,15 +108,46 @@ def _order(value: str) -> tuple[int, float, str]:
         return (1, 0.0, value)
 
 
-def lower_is_better(metric: str) -> bool:
-    """Whether less of it is better."""
-    return not _LOWER_IS_BETTER.isdisjoint(metric.split("/"))
+class Measured(Protocol):
+    """What has metrics."""
+
+    def final(self, name: str) -> float | None:
+        """The newest value of one; None = it has none."""
 
 
-def default_metric(runs: Sequence[Run]) -> str | None:
+def default_metric(runs: Sequence[Measured]) -> str | None:
     """The best measure of quality that most of the runs have."""
     having = {name: sum(run.final(name) is not None for run in runs) for name in _PREFERRED}
     return max(_PREFERRED, key=lambda name: having[name]) if any(having.values()) else None
+
+
+class Goal(NamedTuple):
+    """By what the best run is chosen."""
+
+    metric: str | None
+    """None = the best measure of quality that most of the runs have."""
+    lower: bool | None = None
+    """Whether less of it is better; None = as its name says."""
+
+    def of(self, runs: Sequence[Measured]) -> Goal:
+        """The same with nothing left open; the metric stays None where the runs have none to go by."""
+        metric = self.metric or default_metric(runs)
+        return Goal(metric, lower_is_better(metric) if metric and self.lower is None else self.lower)
+
+
+def goal_of(settings: Any) -> Goal:
+    """What ``sweep`` of a configuration asks for; nothing, whatever else it is."""
+    metric, direction = (inside(settings, name) for name in ("metric", "direction"))
+    if not isinstance(metric, str):
+        return Goal(None)
+    return Goal(metric, {"minimize": True, "maximize": False}.get(str(direction)))
+
+
+def common_goal(runs: Sequence[Run]) -> Goal:
+    """What the configurations of all runs ask for, if they agree and any run has it."""
+    goals = {goal_of(run.config.get("sweep")) for run in runs}
+    goal = goals.pop() if len(goals) == 1 else Goal(None)
+    return goal if goal.metric and any(run.final(goal.metric) is not None for run in runs) else Goal(None)
 
 
 @dataclass(frozen=True)
@@ -137,11 +168,14 @@ class Estimate:
         return f"{self.mean:.4g} ± {self.half:.2g}"
 
 
-def estimates(runs: Sequence[Run], groups: Sequence[SeedGroup], metric: str) -> list[Estimate]:
+def estimates(runs: Sequence[Run], groups: Sequence[SeedGroup], goal: Goal) -> list[Estimate]:
     """Each group's mean over its seeds with a 95 % interval, the best first; groups without the metric are left out.
 
     Over seeds the interval is Student's, of the mean; of one run it is what sampling leaves open, where that is known.
     """
+    metric, lower = goal.of(runs)
+    if metric is None:
+        return []
     found = []
     for group in groups:
         members = [runs[place] for place in group.runs]
@@ -154,7 +188,7 @@ def estimates(runs: Sequence[Run], groups: Sequence[SeedGroup], metric: str) -> 
         elif values:
             known = sampling_error(pairs[0][0], metric)
             found.append(Estimate(group, values[0], None if known is None else 1.96 * known, 1, known))
-    sign = 1 if lower_is_better(metric) else -1
+    sign = 1 if lower else -1
     return sorted(found, key=lambda estimate: sign * estimate.mean)
 
 
@@ -196,16 +230,17 @@ def t_975(freedom: float) -> float:
     return 1.96 + 2.372 / freedom + 2.82 / freedom**2  # Cornish and Fisher's expansion
 
 
-def verdict(runs: Sequence[Run], metric: str | None, label: str | None = None) -> str:
+def verdict(runs: Sequence[Run], goal: Goal, label: str | None = None) -> str:
     """Which settings were best by a metric, how sure that is, and what comes next; one sentence or two.
 
     Args:
         runs: finished ones count; if there are none, all.
-        metric: of a run's end; None = there is none to go by.
+        goal: by which metric of a run's end, and which way.
         label: the metric in words.
     """
     done = [run for run in runs if run.status.word == "done"] or list(runs)
-    ranked = estimates(done, seed_groups(done), metric) if metric else []
+    goal = goal.of(done)
+    ranked = estimates(done, seed_groups(done), goal)
     if not ranked:
         return "No run has a metric to choose the best by."
     best = ranked[0]
@@ -213,7 +248,7 @@ def verdict(runs: Sequence[Run], metric: str | None, label: str | None = None) -
         f"95 % interval over {best.seeds} seeds" if best.seeds > 1 else "95 % interval from the rows measured; one seed"
     )
     sure = f" ({how})" if best.half is not None else " (one seed: no interval)"
-    text = f"Best by {label or metric}: {best.group.name}, {best}{sure}."
+    text = f"Best by {label or goal.metric}: {best.group.name}, {best}{sure}."
     if len(ranked) == 1:
         return text
     second = ranked[1]

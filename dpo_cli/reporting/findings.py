@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dpo_cli.errors import one_line
 from dpo_cli.reporting.compare import held_out_rows, true_rewards
 from dpo_cli.reporting.runs import Run
 
@@ -67,13 +68,17 @@ ADVICE = {
 }
 """What can be said of runs, in the order in which it is shown within a level, and what to do about it."""
 
+_LONGEST_DETAIL = 240
+"""Letters of what is said of one of several runs."""
+
 
 def findings(runs: Sequence[Run]) -> list[Finding]:
-    """What there is to say about the runs, the worst first, each thing once."""
+    """What there is to say about the runs, the worst first, each thing once; of one run at length."""
     together: dict[tuple[str, Level], list[tuple[str, str]]] = {}
     for run in runs:
         for said in about(run):
-            together.setdefault((said.name, said.level), []).append((run.name, said.detail))
+            detail = said.detail if len(runs) == 1 else one_line(said.detail, _LONGEST_DETAIL)
+            together.setdefault((said.name, said.level), []).append((run.name, detail))
     order = list(ADVICE)
     keys = sorted(together, key=lambda key: (LEVELS.index(key[1]), order.index(key[0])))
     return [Finding(name, level, ADVICE[name], tuple(together[name, level])) for name, level in keys]

@@ -20,6 +20,7 @@ from typing import Any
 from dpo_cli.run_folder import read
 from dpo_cli.tracking import progress
 from dpo_cli.tracking.backends import Backend, Run, opened, without_secrets
+from dpo_cli.tracking.metrics_file import NewLines
 from dpo_cli.tracking.progress import Progress, finite, parsed
 
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -56,8 +57,7 @@ class Follower:
 
     def __init__(self, name: str, run_dir: Path, sent: Progress) -> None:
         self.name, self.run_dir, self.sent = name, run_dir, sent
-        self._place = 0
-        """In ``metrics.jsonl``, in bytes."""
+        self._lines = NewLines(run_dir / "metrics.jsonl")
         self._samples_changed = 0.0
 
     def catch_up(self, backend: Backend) -> None:
@@ -72,19 +72,12 @@ class Follower:
                 progress.save(self.run_dir, self.name, self.sent)
 
     def _metrics(self, backend: Backend) -> None:
-        try:
-            with (self.run_dir / "metrics.jsonl").open("rb") as file:
-                file.seek(self._place)
-                while (line := file.readline()).endswith(b"\n"):  # the last one may be half a line so far
-                    for step, values in parsed([line]):
-                        metrics = finite(values)
-                        if not self.sent.has(step, values):
-                            if not backend.has(step, metrics):
-                                backend.log(step, metrics)
-                            self.sent.add(step, values)
-                    self._place = file.tell()
-        except FileNotFoundError:
-            return
+        for step, values in parsed(self._lines.read()):
+            metrics = finite(values)
+            if not self.sent.has(step, values):
+                if not backend.has(step, metrics):
+                    backend.log(step, metrics)
+                self.sent.add(step, values)
 
     def _samples(self, backend: Backend) -> None:
         path = self.run_dir / "samples.jsonl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 
@@ -70,6 +70,31 @@ class JsonLines:
             if not self._warned:
                 self._warned = True
                 self._warn(f"{self._file.name} can't be written for now ({error.strerror}); its lines are kept")
+
+
+class NewLines:
+    """The lines of a file that somebody else writes, each once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._place = 0
+        """In bytes, after the last line that was taken."""
+        self._file = 0
+        """Which file that is: a run that goes on replaces its own by one without the updates it will make again."""
+
+    def read(self) -> Iterator[bytes]:
+        """Those since the last time, but for one that is half written. A line during which the caller fails comes
+        again."""
+        try:
+            with self._path.open("rb") as file:
+                if (found := os.fstat(file.fileno()).st_ino) != self._file:
+                    self._file, self._place = found, 0
+                file.seek(self._place)
+                while (line := file.readline()).endswith(b"\n"):
+                    yield line
+                    self._place = file.tell()
+        except FileNotFoundError:
+            return
 
 
 def _step(line: str) -> float:

@@ -226,3 +226,24 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[s
     with pytest.raises(DpoError, match=says):
         run(words, group_defaults)
     assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_metric_that_the_best_is_chosen_by_is_in_the_tables(tmp_path: Path) -> None:
+    make_sweep(tmp_path, 4, seeds=2, steps=3)
+    report(tmp_path, "--metric", "grad_norm")
+    text = " ".join(Tags(tmp_path / "report.html").text.split())
+    assert "Best by grad_norm: beta=" in text
+    assert text.count("grad_normtrue rewardheld-out accuracy") == 2  # of runs, and over seeds
+
+
+def test_long_reasons_of_several_runs_are_cut(tmp_path: Path) -> None:
+    reason = f"NumericsError: it went bad. {'row; ' * 200}Lower optim.lr"
+    for name in ("a", "b"):
+        make_run(tmp_path / "all" / name, steps=3, status="failed", error=reason)
+    report(tmp_path / "all")
+    text = Tags(tmp_path / "all" / "report.html").text
+    found = re.findall(r"[ab]: after update 3 of 3: NumericsError: it went bad\..*?Lower optim.lr", text)
+    assert len(found) == 2
+    assert all(len(each) < 300 for each in found)
+    report(tmp_path / "all" / "a")
+    assert reason in Tags(tmp_path / "all" / "a" / "report.html").text

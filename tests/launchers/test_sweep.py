@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from helpers.configs import composed
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from dpo_cli import launch, sweep
+from dpo_cli import launch, sweep, sweep_view
 from dpo_cli.compose import run_command
 from dpo_cli.config import TrainConfig
 from dpo_cli.config_launch import SlurmConfig
@@ -49,7 +52,7 @@ class Jobs:
         run_dir = Path(str(config.run_dir))
         run_dir.mkdir(parents=True, exist_ok=True)
         status = {0: "done", 75: "preempted"}.get(code, "failed")
-        final = {"eval/rewards/accuracies": self.metric(config)}
+        final = {"eval/rewards/accuracies": self.metric(config), "eval/loss": config.loss.beta}
         OmegaConf.save(OmegaConf.create(config.model_dump(mode="json")), run_dir / "config.yaml")
         (run_dir / "run.json").write_text(json.dumps({"status": status, "final": final}))
 
@@ -173,6 +176,155 @@ def test_each_point_is_submitted_to_slurm(
     assert run_grid(on_slurm, [0.1, 0.2]) == 0
     assert jobs.started == []
     assert capsys.readouterr().out.count("job 12") == 2
+
+
+# -- what is shown, and what is best
+
+
+def test_a_terminal_has_a_live_table(
+    jobs: Jobs, base: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sweep_view, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    jobs.codes, jobs.looks = {1: 76}, 4
+    assert run_grid(base, [0.1, 0.2, 0.3]) == 76
+    assert [log for _, _, log in jobs.started] == [Path(f"all/loss.beta=0.{n}.log") for n in (1, 2, 3)]
+    said = capsys.readouterr()
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.err)
+    assert "1 running, 2 waiting" in text
+    assert re.search(r"beta=0\.1 +running +20 ", text)
+    assert "dpo: it went wrong\n" in text  # above the table, at once
+    assert "loss.beta=0.2: failed with exit code 76\n" in text
+    assert text.index("failed with exit code 76") < text.index("1 running, 1 done, 1 failed")
+    assert "failed  beta=0.2: it went wrong" in text
+    assert "job 1, in" not in text  # the table says it
+    assert said.out.count("done") == 2  # in the table at the end
+
+
+def test_where_nobody_watches_there_is_no_table(
+    jobs: Jobs, base: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep_view, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    for terminal in ("0", "1"):
+        monkeypatch.setenv("TTY_COMPATIBLE", terminal)
+        monkeypatch.setenv("TERM", "dumb")
+        assert run_grid(base, [0.1, 0.2], run_dir=terminal) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.partition(",")[0] for line in lines] == [
+            *("loss.beta=0.1: job 1", "loss.beta=0.1: done", "loss.beta=0.2: job 2", "loss.beta=0.2: done"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("words", "metric", "best"),
+    [
+        ([], "eval/rewards/accuracies", 0.2),
+        (["sweep.metric=eval/loss"], "eval/loss", 0.1),
+        (["sweep.metric=eval/loss", "sweep.direction=maximize"], "eval/loss", 0.5),
+        (["sweep.metric=eval/rewards/accuracies", "sweep.direction=minimize"], "eval/rewards/accuracies", 0.5),
+    ],
+)
+def test_the_best_of_a_grid_is_by_the_metric_that_was_asked_for(
+    words: list[str], metric: str, best: float, jobs: Jobs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Accuracy is best at 0.2, the loss least at 0.1."""
+    assert train("loss.beta=0.1,0.2,0.5", "run_dir=all", *words) == 0
+    label = {"eval/loss": "held-out loss", "eval/rewards/accuracies": "held-out accuracy"}[metric]
+    assert f"Best by {metric}: beta={best}," in capsys.readouterr().out
+    assert f"Best by {label}: beta={best}," in Path("all/report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("direction", ["auto", "maximize"])
+def test_a_smart_sweep_is_after_the_metric_that_was_asked_for(
+    direction: str, jobs: Jobs, base: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = smart(
+        base, "sweep.sampler=random", "sweep.trials=5", "sweep.metric=eval/loss", f"sweep.direction={direction}"
+    )
+    betas = [config.loss.beta for config, _, _ in jobs.started]
+    expected = max(betas) if direction == "maximize" else min(betas)
+    assert best.startswith("best eval/loss: ")
+    assert f"(loss.beta={expected!r})" in best
+    assert f"Best by eval/loss: beta={expected:g}," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sampler", [[], ["sweep.sampler=random"]])
+def test_a_metric_that_no_run_would_have_is_refused_before_any_starts(sampler: list[str], jobs: Jobs) -> None:
+    if sampler:
+        pytest.importorskip("optuna")
+    with pytest.raises(
+        DpoError, match=r"sweep.metric=eval/los is no metric of these runs: expected one of eval/loss, "
+    ):
+        train("loss.beta=0.1,0.2", "sweep.metric=eval/los", *sampler)
+    assert jobs.started == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["sweep.metric=loss/dpo"], "is no metric of these runs"),  # there is but one loss
+        (["sweep.metric=eval/loss", "data.eval=null", "train.eval_every=null"], "needs held-out rows: give data.eval"),
+        (["sweep.metric=samples/kl"], "needs sampled answers: give eval.samples"),
+        (["sweep.metric=samples/true_reward", "eval.samples=4"], "is no metric of these runs"),
+        (["sweep.metric=samples/kl", "eval.samples=4", "eval.temperature=0.5"], "is no metric of these runs"),
+    ],
+)
+def test_what_a_metric_lacks_is_said(words: list[str], says: str) -> None:
+    with pytest.raises(DpoError, match=re.escape(f"{words[0]} {says}")):
+        Sweep(["loss.beta=1,2"]).go_by(composed("train", [*GIVEN, *words]))
+
+
+def test_metrics_that_a_run_would_have_are_taken(jobs: Jobs, base: TrainConfig) -> None:
+    evaluated = {"samples": 4, "true_reward": "quickstart"}
+    config = base.model_copy(update={"eval": base.eval.model_copy(update=evaluated)})
+    for metric in ("eval/rewards/margins", "samples/true_reward", "samples/kl", "loss", "grad_norm"):
+        told = config.sweep.model_copy(update={"metric": metric})
+        Sweep(["loss.beta=1,2"]).go_by(config.model_copy(update={"sweep": told}))
+
+
+def test_the_metric_makes_no_other_grid_and_another_smart_sweep() -> None:
+    def folder(*words: str) -> Path:
+        return Sweep(["loss.beta=1,2", *words]).folder
+
+    told = ("sweep.metric=eval/loss", "sweep.direction=maximize")
+    assert folder(*told) == folder("sweep.report=false") == folder()
+    assert folder(*told, "sweep.sampler=tpe") != folder("sweep.sampler=tpe")
+
+
+def test_seeds_are_one_setting_with_an_interval(
+    jobs: Jobs, base: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jobs, "metric", lambda config: config.loss.beta + 0.02 * config.seed)
+    found = Sweep(["loss.beta=0.1,0.3", "seed=0,1,2"])
+    for beta, seed in product((0.1, 0.3), range(3)):
+        words = [f"loss.beta={beta}", f"seed={seed}"]
+        found.add(with_changes(base, words[:1]).model_copy(update={"seed": seed}), words)
+    found.run(found.grid, 1)
+    assert found.finish() == 0
+    # The standard deviation is 0.02; Student's t with 2 degrees of freedom is 4.303.
+    half = 4.303 * 0.02 / 3**0.5
+    assert f"beta=0.3, 0.32 ± {half:.2g} (95 % interval over 3 seeds). Next: beta=0.1" in capsys.readouterr().out
+
+
+def test_a_report_that_fails_is_no_failure_of_the_sweep(
+    jobs: Jobs, base: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("all/report.html.partial").mkdir(parents=True)  # where the page would be written first
+    assert run_grid(base, [0.1, 0.2]) == 0
+    said = capsys.readouterr()
+    (line,) = [line for line in said.err.splitlines() if "report" in line]
+    assert line.startswith("the report could not be written (IsADirectoryError: ")
+    assert line.endswith("; dpo report all tries again")
+    assert "Best by eval/rewards/accuracies: beta=0.2," in said.out
+    assert not Path("all/report.html").exists()
+
+
+def test_a_report_can_be_left_out(jobs: Jobs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("loss.beta=0.1,0.2", "run_dir=all", "sweep.report=false") == 0
+    assert "in one page: dpo report all\n" in capsys.readouterr().out
+    assert not Path("all/report.html").exists()
 
 
 # -- smart sweeps

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from helpers.run_folders import config
 
+from dpo_cli.metric_names import lower_is_better
 from dpo_cli.reporting.compare import (
     MISSING,
+    Goal,
+    common_goal,
     default_metric,
     differences,
     estimates,
-    lower_is_better,
     sampling_error,
     seed_groups,
     short_key,
@@ -75,7 +77,7 @@ def test_quantiles_of_t(freedom: int) -> None:
 
 def test_an_interval_over_seeds() -> None:
     runs = [run(str(seed), {"m": value}, seed=seed) for seed, value in enumerate((0.80, 0.84, 0.85))]
-    (found,) = estimates(runs, seed_groups(runs), "m")
+    (found,) = estimates(runs, seed_groups(runs), Goal("m"))
     assert found.mean == pytest.approx(0.83)
     assert found.error == pytest.approx(math.sqrt(((0.03) ** 2 + 0.01**2 + 0.02**2) / 2 / 3))
     assert found.half == pytest.approx(4.303 * found.error)
@@ -98,32 +100,32 @@ def test_the_best_and_how_sure() -> None:
         for beta, found in values.items()
         for seed, value in enumerate(found)
     ]
-    text = verdict(runs, "m", "quality")
+    text = verdict(runs, Goal("m"), "quality")
     assert text.startswith(
         "Best by quality: beta=0.3, 0.905 ± 0.064 (95 % interval over 2 seeds). Next: beta=0.1, 0.71 ±"
     )
     # Welch: variances of the means 2.5e-5 and 1e-4, so 1.25e-4² / (2.5e-5² + 1e-4²) = 1.4706 degrees of freedom.
     half = t_975(1.4706) * math.sqrt(1.25e-4)
     assert f"the difference is 0.2 ± {half:.2g}." in text
-    assert "Next" not in verdict(runs[:2], "m")  # one group has nothing to be compared with
-    assert verdict(runs, "nothing") == verdict([], None) == "No run has a metric to choose the best by."
+    assert "Next" not in verdict(runs[:2], Goal("m"))  # one group has nothing to be compared with
+    assert verdict(runs, Goal("nothing")) == verdict([], Goal(None)) == "No run has a metric to choose the best by."
 
 
 def test_what_chance_explains_is_said() -> None:
     close = [
         run(str(beta), {"eval/rewards/accuracies": value}, loss__beta=beta) for beta, value in ((1, 0.90), (2, 0.91))
     ]
-    assert "too small to tell the two apart" in verdict(close, "eval/rewards/accuracies")
+    assert "too small to tell the two apart" in verdict(close, Goal("eval/rewards/accuracies"))
     far = [
         run(str(beta), {"eval/rewards/accuracies": value}, loss__beta=beta) for beta, value in ((1, 0.60), (2, 0.91))
     ]
-    assert "the difference is 0.31 ± 0.056." in verdict(far, "eval/rewards/accuracies")
+    assert "the difference is 0.31 ± 0.056." in verdict(far, Goal("eval/rewards/accuracies"))
 
 
 def test_unfinished_runs_are_not_the_best_while_others_are_finished() -> None:
     runs = [run("a", {"m": 0.5}, loss__beta=1.0), run("b", {"m": 0.9}, "failed", loss__beta=2.0)]
-    assert "Best by m: a, 0.5" in verdict(runs, "m")
-    assert "Best by m: b, 0.9" in verdict(runs[1:], "m")
+    assert "Best by m: a, 0.5" in verdict(runs, Goal("m"))
+    assert "Best by m: b, 0.9" in verdict(runs[1:], Goal("m"))
 
 
 def test_directions_and_the_metric_of_choice() -> None:
@@ -136,9 +138,33 @@ def test_directions_and_the_metric_of_choice() -> None:
     assert default_metric(runs[1:]) == "eval/rewards/accuracies"
     assert default_metric([run("c", {})]) is None
     losses = [run("a", {"m/loss": 1.0}, loss__beta=1.0), run("b", {"m/loss": 2.0}, loss__beta=2.0)]
-    assert "Best by m/loss: beta=1" in verdict(losses, "m/loss")
+    assert "Best by m/loss: beta=1" in verdict(losses, Goal("m/loss"))
 
 
 def test_keys_that_one_loss_lacks_tell_nothing_apart() -> None:
     found = {"loss.name": ["dpo", "sft"], "loss.beta": ["1", MISSING], "loss.wpo": ["false", MISSING]}
     assert telling({**found, "lr": ["1", "2"]}) == {"loss.name": ["dpo", "sft"], "lr": ["1", "2"]}
+
+
+def test_a_direction_that_was_asked_for_goes_before_the_name() -> None:
+    runs = [run("a", {"loss": 1.0}, loss__beta=1.0), run("b", {"loss": 2.0}, loss__beta=2.0)]
+    assert "Best by loss: beta=1," in verdict(runs, Goal("loss"))
+    assert "Best by loss: beta=2," in verdict(runs, Goal("loss", lower=False))
+    assert "Best by loss: beta=1," in verdict(runs, Goal("loss", lower=True))
+
+
+def test_what_the_runs_of_a_sweep_were_told_to_go_by() -> None:
+    def told(*sweeps: dict[str, str]) -> Goal:
+        return common_goal([run(str(place), {"m": 1.0}, sweep=sweep) for place, sweep in enumerate(sweeps)])
+
+    up, down = {"metric": "m", "direction": "auto"}, {"metric": "m", "direction": "minimize"}
+    assert told(up, up) == Goal("m", None)
+    assert told(down, down) == Goal("m", True)
+    assert told({"metric": "m", "direction": "maximize"}) == Goal("m", False)
+    assert told(up, down) == told(up, {}) == told({}) == Goal(None)  # they don't agree, or were told nothing
+    assert told({"metric": "other", "direction": "auto"}) == Goal(None)  # none has it
+
+
+def test_settings_of_the_sweep_tell_no_runs_apart() -> None:
+    runs = [run(str(n), {}, seed=n, sweep={"parallel": n}) for n in (1, 2)]
+    assert [group.runs for group in seed_groups(runs)] == [(0, 1)]

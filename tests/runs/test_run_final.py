@@ -36,6 +36,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dpo_cli.metric_names import of_loss, of_run, of_samples
+
 BETA = 0.1
 
 
@@ -271,6 +273,9 @@ def test_samples_of_two_sharded_processes_are_those_of_one(place: Place, tmp_pat
     final = [record(run)["final"] for run in (alone, both)]
     assert final[1]["samples/kl"] == pytest.approx(final[0]["samples/kl"], abs=1e-4)
     assert "samples/kl" in final[0]
+    known = set(of_run(of_loss(["dpo"]), True, of_samples(true_reward=False, kl=True)))
+    assert set(final[0]) - known == set()
+    assert known - set(final[0]) <= {"memory/gpu_gib", "mfu"}
     warm = place.run(tmp_path / "3", {**changes, "eval.temperature": 0.5})
     assert "samples/kl" not in record(warm)["final"]  # at another temperature they are no samples of the policy
 

@@ -52,7 +52,9 @@ def test_a_sweep_makes_one_reference_pass_and_only_what_is_missing(place: Place,
     assert [record(run)["status"] for run in (first, second)] == ["done", "done"]
     table = ended.out.replace("\n", " ")
     assert re.search(r"Best by eval/rewards/accuracies: beta=0\.\d+, .* Next: beta=0\.\d+, ", table)
-    assert f"dpo report {folder.relative_to(tmp_path)}" in ended.out
+    page = folder / "report.html"
+    assert f"in one page: {page.relative_to(tmp_path)}" in ended.out
+    assert "loss.beta=0.05" in page.read_text(encoding="utf-8")
     assert all(word in table for word in ("loss.beta=0.05", "loss.beta=0.1", "loss.beta=-1", "failed (2)", "done"))
     # A job of a sweep is the run of its own command line.
     alone = place.run(tmp_path / "alone", {**arguments, "loss.beta": 0.1}, **options)
