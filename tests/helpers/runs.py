@@ -27,6 +27,8 @@ UPDATES = 12
 """Of a run with the usual arguments: 3 epochs of 22 pairs, 6 a batch, the last batch of each 4."""
 EPOCH = 4
 """Updates in an epoch."""
+SHARD_ALL = "{zero_optimization:{stage3_param_persistence_threshold:0}}"
+"""``engine.deepspeed``, or stage 3 would leave parameters as small as these whole on every rank."""
 TIMING = {"pairs_per_second", "tokens_per_second", "mfu", "memory/rss_gib"}
 """Metrics that no two runs share."""
 _WORDS = ("apple", "bell", "cloud", "drum", "eagle", "fox", "garden", "hat", "island", "jar", "kite", "lamp", "mirror")
