@@ -72,6 +72,7 @@ class Place:
             "train.epochs": UPDATES // EPOCH,
             "train.batch_size": 6,
             "train.tokens_per_micro_batch": 96,
+            "train.activation_checkpointing": "none",  # auto takes half a second to find that out
             "train.save_every": 2,
             "train.eval_every": 4,
             "optim.lr": 1e-3,
