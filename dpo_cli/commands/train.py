@@ -24,6 +24,7 @@ from dpo_cli.data.load import fingerprint
 from dpo_cli.data.plan import Plan
 from dpo_cli.engine.engine import Engine
 from dpo_cli.engine.frozen import Frozen
+from dpo_cli.engine.offload import check_offload
 from dpo_cli.engine.optimizers import check_optimizer
 from dpo_cli.engine.schedule import learning_rate
 from dpo_cli.engine.settings import deepspeed_config, resolve_stage
@@ -176,6 +177,7 @@ class _Run:
         config = self.config
         room = room_here()
         check_optimizer(config.optim.name, self._zero_stage(), distributed.device())
+        check_offload(config.engine.deepspeed, self._zero_stage())
         check_stage(config.model.adapter.quantization, self._zero_stage())
         budget = resolve_token_budget(config.train.tokens_per_micro_batch)
         setup = Setup(
