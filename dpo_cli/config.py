@@ -122,7 +122,7 @@ class TrainSection(Section):
     batch_size: PositiveInt
     precision: Precision
     tokens_per_micro_batch: PositiveInt | Auto
-    activation_checkpointing: Literal["none", "selective", "full"]
+    activation_checkpointing: Literal["auto", "none", "selective", "full"]
     log_every: PositiveInt
     eval_every: PositiveInt | None
     sample_every: PositiveInt | None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dpo_cli.commands.caches import cache_folder
+from dpo_cli.commands.layout import offload_of, reference_kind, sampling_of
 from dpo_cli.commands.plan_batch import Source, assumed_group
 from dpo_cli.commands.plan_fit import Candidate, Choice, Run, overrides, room_on, what_fits
 from dpo_cli.commands.rows import known_rows
@@ -23,11 +24,12 @@ from dpo_cli.errors import DpoError
 from dpo_cli.losses import Loss, make_loss
 from dpo_cli.model.activations import outline
 from dpo_cli.model.adapters import NewAdapter
+from dpo_cli.model.checkpointing import can_checkpoint
 from dpo_cli.model.devices import NAMES, TOKENS, Device, detected_gpu, free_memory, gpu
 from dpo_cli.model.files import CONFIG_FILE
 from dpo_cli.model.flops import FlopsModel, peak_flops
 from dpo_cli.model.known_shapes import model_config
-from dpo_cli.model.memory import Shape, moment_bytes
+from dpo_cli.model.memory import MOMENTS, Checkpointing, Shape, moment_bytes
 from dpo_cli.model.precision import choose_precision, processor
 from dpo_cli.overrides import given
 from dpo_cli.tracking.console import Console
@@ -159,8 +161,10 @@ def prepare(config: PlanConfig, console: Console) -> Prepared:
         kernel=machine.gpu and precision == "bf16",
         adapter=wanted,
         quantization=quantization,
-        reference=lambda stage: _reference(config, loss, stage),
+        reference=lambda stage: reference_kind(config, loss, stage),
+        sampling=sampling_of(config),
         saves_moments=config.train.save_every is not None,
+        can_checkpoint=can_checkpoint(model),
     )
     room = room_on(machine.device, machine.memory, config.plan.headroom, machine.processes, gpu=machine.gpu)
     return Prepared(run, loss, machine, _choice(config, machine), room)
@@ -189,7 +193,7 @@ def plan(config: PlanConfig, console: Console) -> Result:
         smallest=about.smallest(best, config.plan.headroom) if machine.gpu else {},
         batches=batches,
         assumed=about.source.assumed,
-        costs=_costs(config, machine, batches, prepared.loss, about.precision),
+        costs=_costs(config, machine, batches, prepared.loss, about.precision, chosen.checkpointing),
         disk=_disk(config, shape, batches, prepared.loss),
         host=max(on_host) * machine.processes if machine.gpu else 0.0,
     )
@@ -263,11 +267,9 @@ def _adapter(config: PlanConfig) -> tuple[NewAdapter | None, str | None, str]:
 
 def _choice(config: PlanConfig, machine: Machine) -> Choice:
     budget = config.train.tokens_per_micro_batch
-    zero = config.engine.deepspeed.get("zero_optimization", {})
-    moved = [name for name in ("optimizer", "param") if zero.get(f"offload_{name}", {}).get("device", "none") != "none"]
     return Choice(
         zero_stage=resolve_stage(config.engine.zero_stage, machine.processes * machine.hosts),
-        offload="all" if "param" in moved else "optimizer" if moved else "none",
+        offload=offload_of(config),
         processes=machine.processes,
         hosts=machine.hosts,
         budget=budget if budget != "auto" else TOKENS["cuda" if machine.gpu else "cpu"],
@@ -276,19 +278,9 @@ def _choice(config: PlanConfig, machine: Machine) -> Choice:
     )
 
 
-def _reference(config: PlanConfig, loss: Loss, stage: int) -> str:
-    """What kind of reference is in memory."""
-    settings = config.reference
-    if not loss.needs_reference or settings.mode in ("cached", "none"):
-        return "none"
-    if settings.mode == "live":
-        sharded = stage == 3 if settings.sharded == "auto" else settings.sharded
-        return "sharded" if sharded else "whole"
-    goes_on = settings.update_every is not None or not isinstance(config.model.adapter, NewAdapterConfig)
-    return "second_adapter" if goes_on else "adapter_off"
-
-
-def _costs(config: PlanConfig, machine: Machine, batches: Any, loss: Loss, precision: str) -> Costs:
+def _costs(
+    config: PlanConfig, machine: Machine, batches: Any, loss: Loss, precision: str, checkpointing: Checkpointing
+) -> Costs:
     settings = config.plan
     mfu = settings.mfu or _MFU[machine.gpu]
     passes = 0.0
@@ -296,7 +288,7 @@ def _costs(config: PlanConfig, machine: Machine, batches: Any, loss: Loss, preci
         passes = 1.0 if config.reference.mode == "cached" else float(config.train.epochs)
     reference = passes * batches.reference_flops
     # Work that is done again counts in the time and not in the share.
-    again = {"none": 1.0, "selective": 1.05, "full": 4 / 3}[config.train.activation_checkpointing]
+    again = {"none": 1.0, "selective": 1.05, "full": 4 / 3}[checkpointing]
     if machine.gpu:
         peak: float | None = machine.device.peak(precision) * machine.processes * machine.hosts or None
     else:
@@ -326,9 +318,10 @@ def as_plain(result: Result) -> dict[str, Any]:
     batches = result.batches
 
     def candidate(one: Candidate) -> dict[str, Any]:
-        moments = {name: _memory(getattr(one.estimate, name)) for name in ("start", "backward", "step", "save")}
+        moments = {name: _memory(getattr(one.estimate, name)) for name in MOMENTS}
         return {
             **dataclasses.asdict(one.choice),
+            "checkpointing": one.checkpointing,
             "fits": one.fits,
             "refused": one.refused or None,
             "peak": one.estimate.peak.total,

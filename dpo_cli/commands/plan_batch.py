@@ -11,7 +11,7 @@ import numpy as np
 from dpo_cli.commands.rows import Rows
 from dpo_cli.config import DataConfig, PlanSection, TrainSection
 from dpo_cli.data.collate import FlatBatch, collate, flat_length
-from dpo_cli.data.plan import Plan
+from dpo_cli.data.plan import MicroBatch, Plan, Step
 from dpo_cli.data.types import Group, Kind, Pair
 from dpo_cli.losses import Loss
 from dpo_cli.model.flops import FlopsModel
@@ -122,16 +122,14 @@ class Source:
             token_budget=budget,
             padded=not self.share,
         )
-        looked_at = sorted({round(place) for place in np.linspace(0, len(plan) - 1, _LOOKED_AT)})
-        steps = [plan[index] for index in looked_at]
-        micro_batches = [micro for step in steps for rank in step.ranks for micro in rank if micro]
-        largest = max(micro_batches, key=lambda micro: (sum(lengths[index] for index in micro), micro))
+        steps = _some(plan)
+        largest, micro_batches = largest_micro_batch(plan, lengths)
         batch = self._collate([groups[index] for index in largest])
         every = rows.all
         return Batches(
             comparisons=sum(counted),
             updates=len(plan),
-            micro_batches=max(len(rank) for step in steps for rank in step.ranks),
+            micro_batches=micro_batches,
             tokens=len(batch.input_ids),
             largest=batch,
             share=1.0,
@@ -141,6 +139,23 @@ class Source:
             answers=sum(len(group.answers) for group in every),
             answer_tokens=sum(len(answer) for group in every for answer in group.answers),
         )
+
+
+def largest_micro_batch(plan: Plan, lengths: Sequence[int]) -> tuple[MicroBatch, int]:
+    """The largest micro-batch of a run, and the most that an update has on each rank.
+
+    Args:
+        plan: of which updates from the first to the last are looked at.
+        lengths: tokens of each group.
+    """
+    ranks = [rank for step in _some(plan) for rank in step.ranks]
+    every = [micro for rank in ranks for micro in rank if micro]
+    largest = max(every, key=lambda micro: (sum(lengths[index] for index in micro), micro))
+    return largest, max(map(len, ranks))
+
+
+def _some(plan: Plan) -> list[Step]:
+    return [plan[index] for index in sorted({round(at) for at in np.linspace(0, len(plan) - 1, _LOOKED_AT)})]
 
 
 def assumed_group(plan: PlanSection, data: DataConfig, kind: Kind) -> tuple[Group, int]:

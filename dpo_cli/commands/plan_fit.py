@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 from dpo_cli.commands.plan_batch import Batches, Source
 from dpo_cli.data.collate import FlatBatch
 from dpo_cli.model.activations import Activations, activations
 from dpo_cli.model.adapters import NewAdapter
 from dpo_cli.model.devices import GPUS, Device
-from dpo_cli.model.memory import Checkpointing, Estimate, Layout, Offload, Shape, Work, estimate
+from dpo_cli.model.memory import (
+    KINDS,
+    Checkpointing,
+    Estimate,
+    Layout,
+    Offload,
+    ReferenceKind,
+    Sampling,
+    Shape,
+    Work,
+    estimate,
+    least_checkpointing,
+)
 
 _STAGES: tuple[tuple[int, Offload], ...] = (
     (0, "none"),
@@ -42,7 +54,7 @@ class Choice:
     budget: int
     """Tokens a micro-batch."""
     optimizer: str
-    checkpointing: Checkpointing
+    checkpointing: Checkpointing | Literal["auto"]
 
     @property
     def world_size(self) -> int:
@@ -54,6 +66,8 @@ class Candidate:
     """A choice and what it takes."""
 
     choice: Choice
+    checkpointing: Checkpointing
+    """What it comes to."""
     estimate: Estimate
     fits: bool
     refused: str = ""
@@ -73,9 +87,12 @@ class Run:
     """Whether attention is a variable-length kernel, as on a GPU in bf16."""
     adapter: NewAdapter | None
     quantization: str | None
-    reference: Callable[[int], Any]
+    reference: Callable[[int], ReferenceKind]
     """The kind of reference at a ZeRO stage."""
+    sampling: Sampling
     saves_moments: bool
+    can_checkpoint: bool
+    """Whether its layers can compute anything again."""
 
     @cached_property
     def _counted(self) -> Callable[[int, int], tuple[Batches, Activations]]:
@@ -99,8 +116,8 @@ class Run:
         """Of a choice."""
         return self._counted(choice.budget, choice.world_size)[0]
 
-    def estimate(self, choice: Choice, *, gpu: bool) -> Estimate:
-        """What a choice takes."""
+    def estimate(self, choice: Choice, checkpointing: Checkpointing, *, gpu: bool) -> Estimate:
+        """What a choice takes with a kind of checkpointing."""
         batches, kept = self._counted(choice.budget, choice.world_size)
         layout = Layout(
             precision=self.precision,
@@ -108,23 +125,33 @@ class Run:
             world_size=choice.world_size,
             optimizer=choice.optimizer,
             offload=choice.offload,
-            checkpointing=choice.checkpointing,
+            checkpointing=checkpointing,
             reference=self.reference(choice.zero_stage),
+            sampling=self.sampling,
             gpu=gpu,
         )
-        capped = getattr(self.config.get_text_config(), "final_logit_softcapping", None) is not None
-        work = Work(kept, batches.rows, batches.micro_batches, capped)
+        work = Work(kept, batches.rows, batches.micro_batches, is_capped(self.config))
         return estimate(self.shape, work, layout, saves_moments=self.saves_moments)
 
     def look(self, choice: Choice, room: float, *, gpu: bool) -> Candidate:
         """Whether a choice fits into ``room`` bytes on each device."""
-        found = self.estimate(choice, gpu=gpu)
+        kind = self._checkpointing(choice, room, gpu=gpu)
+        found = self.estimate(choice, kind, gpu=gpu)
         refused = ""
-        if self.quantization is not None and choice.zero_stage == 3:
+        if kind != "none" and not self.can_checkpoint:
+            refused = "this model's layers can't compute anything again"
+        elif self.quantization is not None and choice.zero_stage == 3:
             refused = "ZeRO 3 can't hold matrices in 4 or 8 bits"
         elif choice.optimizer.endswith("_8bit") and choice.zero_stage:
             refused = f"{choice.optimizer} needs ZeRO 0"
-        return Candidate(choice, found, not refused and found.peak.total <= room, refused)
+        return Candidate(choice, kind, found, not refused and found.peak.total <= room, refused)
+
+    def _checkpointing(self, choice: Choice, room: float, *, gpu: bool) -> Checkpointing:
+        if choice.checkpointing != "auto":
+            return choice.checkpointing
+        if not self.can_checkpoint:
+            return "none"
+        return least_checkpointing(lambda kind: self.estimate(choice, kind, gpu=gpu), room)
 
     def stages(self, choice: Choice, room: float, *, gpu: bool) -> list[Candidate]:
         """The choice at every ZeRO stage, and with offload where there is a device to be relieved."""
@@ -188,8 +215,8 @@ def _changes(run: Run, choice: Choice, *, gpu: bool) -> Iterator[Choice]:
     offloads: list[Offload] = ["none", "optimizer", "all"] if gpu and choice.offload == "none" else [choice.offload]
     small = {"adamw": "paged_adamw_32bit"}.get(choice.optimizer) if gpu else None
     optimizers = [choice.optimizer, *([small] if small else [])]
-    kinds: list[Checkpointing] = ["none", "selective", "full"]
-    kinds = kinds[kinds.index(choice.checkpointing) :]
+    wish = choice.checkpointing
+    kinds: Sequence[Checkpointing | Literal["auto"]] = [wish] if wish == "auto" else KINDS[KINDS.index(wish) :]
     budgets = [choice.budget]
     least = max(_SMALLEST_BUDGET if gpu else 256, run.source.longest if run.source.assumed and gpu else 0)
     while budgets[-1] // 2 >= least:
@@ -199,6 +226,11 @@ def _changes(run: Run, choice: Choice, *, gpu: bool) -> Iterator[Choice]:
         for stage in stages if processes * choice.hosts > 1 or offload != "none" else stages[:1]:
             if offload == "none" or stage == 3 or (stage == 2 and offload == "optimizer"):
                 yield Choice(stage, offload, processes, choice.hosts, budget, optimizer, kind)
+
+
+def is_capped(config: Any) -> bool:
+    """Whether a model caps its logits softly."""
+    return getattr(config.get_text_config(), "final_logit_softcapping", None) is not None
 
 
 def room_on(device: Device, memory: float | None, headroom: float, processes: int, *, gpu: bool) -> float:

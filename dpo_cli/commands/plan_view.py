@@ -30,6 +30,7 @@ _MOMENTS = {
     "backward": "before the backward pass of the largest micro-batch",
     "step": "while the weights are updated",
     "save": "while final/ or a checkpoint is written",
+    "sample": "while answers are sampled (eval.samples), with a whole model in each process",
 }
 
 
@@ -41,7 +42,7 @@ def show(result: Any, config: PlanConfig, given: Sequence[str]) -> None:
         if result.fix is not None:
             words = [word for word in given if not word.startswith("plan.")]
             command = " ".join(shlex.quote(word) for word in ("dpo", "train", *words, *result.words))
-            screen.print(f"this would fit, with {_size(result.fix.estimate.peak.total)}:", style="bold")
+            screen.print(f"this would fit, with {size(result.fix.estimate.peak.total)}:", style="bold")
             screen.print(f"  {command}", style="bold", soft_wrap=True, markup=False)  # to be copied
         screen.print(_advice(result))
     screen.print(_about(result, config))
@@ -52,7 +53,7 @@ def show(result: Any, config: PlanConfig, given: Sequence[str]) -> None:
 def _verdict(result: Any) -> Text:
     peak, fits = result.chosen.estimate.peak.total, result.chosen.fits
     head = Text("fits" if fits else "does not fit", style="bold green" if fits else "bold red")
-    head.append(f": {_size(peak)} of the {_size(result.room)} that {_devices(result)} may hold", style="bold")
+    head.append(f": {size(peak)} of the {size(result.room)} that {_devices(result)} may hold", style="bold")
     if result.chosen.refused:
         head.append(f"; {result.chosen.refused}")
     return head.append(f", {_MOMENTS[result.chosen.estimate.worst]}")
@@ -94,7 +95,8 @@ def _about(result: Any, config: PlanConfig) -> Table:
         ("rows", f"{batches.comparisons:,} {_kind(config)}, {batches.updates:,} updates; {lengths}"),
         (
             "layout",
-            f"{processes}, ZeRO {choice.zero_stage}, {choice.optimizer}, reference {config.reference.mode}",
+            f"{processes}, ZeRO {choice.zero_stage}, {choice.optimizer}, reference {config.reference.mode}, activation "
+            f"checkpointing {result.chosen.checkpointing}" + (" (auto)" if choice.checkpointing == "auto" else ""),
         ),
     )
 
@@ -152,17 +154,15 @@ def _notes(result: Any, config: PlanConfig) -> Table:
         lines.append(("", "off: optimizer state in the host's memory; off+: weights as well"))
     if result.chosen.estimate.worst == "start":
         backward = result.chosen.estimate.backward.total
-        lines.append(("", f"once ZeRO has shared the weights out, an update takes {_size(backward)}"))
+        lines.append(("", f"once ZeRO has shared the weights out, an update takes {size(backward)}"))
     total = costs.update_flops + costs.reference_flops
     lines.append(("work", f"{total:.3g} FLOPs, {costs.reference_flops / total:.0%} of them for the reference"))
     lines.append(("time", _time(costs, config)))
-    kept = f", checkpoints {_size(disk.checkpoints)}" if disk.checkpoints else ", no checkpoints"
-    store = f", reference store {_size(disk.reference)}" if disk.reference else ""
-    lines.append(("disk", f"final/ {_size(disk.final)}{kept}{store}"))
+    kept = f", checkpoints {size(disk.checkpoints)}" if disk.checkpoints else ", no checkpoints"
+    store = f", reference store {size(disk.reference)}" if disk.reference else ""
+    lines.append(("disk", f"final/ {size(disk.final)}{kept}{store}"))
     if result.host:
-        lines.append(
-            ("host", f"{_size(result.host)} of each machine's own memory, while weights are loaded or written")
-        )
+        lines.append(("host", f"{size(result.host)} of each machine's own memory, while weights are loaded or written"))
     return _facts(*lines)
 
 
@@ -181,7 +181,8 @@ def _number(count: float) -> str:
     return f"{count:.0f}"
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes, for people."""
     for unit, name in ((2**40, "TiB"), (_GIB, "GiB"), (2**20, "MiB")):
         if count >= unit:
             return f"{count / unit:.3g} {name}" if count < 1000 * unit else f"{count / unit:,.0f} {name}"

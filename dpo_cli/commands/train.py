@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli import distributed
+from dpo_cli.commands.auto_checkpointing import decide, room_here
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.card import about, model_card, text_hash
 from dpo_cli.commands.hooks import RunHooks, is_of, open_file, start_trackers, tracker_names
@@ -23,6 +24,7 @@ from dpo_cli.data.load import fingerprint
 from dpo_cli.data.plan import Plan
 from dpo_cli.engine.engine import Engine
 from dpo_cli.engine.frozen import Frozen
+from dpo_cli.engine.offload import check_offload
 from dpo_cli.engine.optimizers import check_optimizer
 from dpo_cli.engine.schedule import learning_rate
 from dpo_cli.engine.settings import deepspeed_config, resolve_stage
@@ -173,7 +175,9 @@ class _Run:
     def go(self, resumed: Checkpoint | None, started: float) -> None:
         """Everything, in order."""
         config = self.config
+        room = room_here()
         check_optimizer(config.optim.name, self._zero_stage(), distributed.device())
+        check_offload(config.engine.deepspeed, self._zero_stage())
         check_stage(config.model.adapter.quantization, self._zero_stage())
         budget = resolve_token_budget(config.train.tokens_per_micro_batch)
         setup = Setup(
@@ -198,7 +202,7 @@ class _Run:
         work = self._work(scorer)
         plan = self._plan(work, scorer, budget)
         self.record.update(planned=len(plan))
-        engine = self._engine(scorer, resumed)
+        engine = self._engine(scorer, resumed, self._checkpointing(scorer, plan, room))
         if resumed is not None and config.reference.update_every is not None:
             reference.follow(resumed.reference().items(), 1.0)
         self._check_start(engine, objective, must_be_zero=resumed is None and config.reference.path is None)
@@ -352,14 +356,30 @@ class _Run:
     def _zero_stage(self) -> int:
         return resolve_stage(self.config.engine.zero_stage, distributed.world_size())
 
-    def _engine(self, scorer: Scorer, resumed: Checkpoint | None) -> Engine:
+    def _checkpointing(self, scorer: Scorer, plan: Plan, room: float | None) -> str:
+        """What layers keep, said and recorded."""
+        wanted: str = self.config.train.activation_checkpointing
+        if wanted != "auto":
+            self.record.update(activation_checkpointing={"kind": wanted})
+            return wanted
+        groups = self.rows.data.train
+        found = decide(self.config, self.loss, scorer, groups, plan, precision=self.precision, room=room)
+        self.record.update(
+            activation_checkpointing={"kind": found.kind, "estimated": found.estimated, "room": found.room}
+        )
+        self.console.say(f"activation checkpointing: {found.said}")
+        if not found.fits:
+            self.console.warn("this run may not fit into memory: `dpo plan` with the same arguments says what would")
+        return found.kind
+
+    def _engine(self, scorer: Scorer, resumed: Checkpoint | None, checkpointing: str) -> Engine:
         """The policy with its starting weights, under DeepSpeed."""
         optim, policy = self.config.optim, scorer.policy
         if scorer.release is not None:
             scorer.release()
         if resumed is not None:
             load_weights(policy, resumed)
-        checkpoint_layers(policy.model, self.config.train.activation_checkpointing)
+        checkpoint_layers(policy.model, checkpointing)
         policy.train()
         engine = Engine(
             policy,

@@ -78,11 +78,15 @@ def activations(
         adapter: to be trained instead of the model's own weights.
     """
     period = _period(config)
-    tiny = _one_token()
-    few, more = (
-        [_kept(_cut(config, count * period), each, precision, kernel, adapter) for each in (batch, tiny)]
-        for count in (1, 2)
-    )
+
+    def kept(layers: int) -> tuple[_Kept, _Kept]:
+        """Of the batch; and of so little that it is weights' copies alone, which there are none of in float32."""
+        short = _cut(config, layers)
+        found = _kept(short, batch, precision, kernel, adapter)
+        copies = _Kept(0.0, 0.0) if precision == "fp32" else _kept(short, _one_token(), precision, kernel, adapter)
+        return found, copies
+
+    few, more = kept(period), kept(2 * period)
     layer, layer_copies = ((more[i].all - few[i].all) / period for i in (0, 1))
     count = config.get_text_config().num_hidden_layers
     rest, rest_copies = (few[i].all - period * each for i, each in ((0, layer), (1, layer_copies)))
@@ -253,6 +257,6 @@ AttentionInterface.register(_KERNEL_ATTENTION, _kernel_attention)
 
 
 def _one_token() -> FlatBatch:
-    """So little that what is kept of it is nothing beside the weights' copies."""
+    """What is kept of it is nothing beside the weights' copies."""
     one = np.zeros(1, dtype=np.int32)
     return collate([Group(one, (one, one), (Pair(0, 1),), "")])

@@ -11,6 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -31,6 +32,11 @@ _KEPT = (
     "torch_attn::_varlen_attn",
     "flash_attn::_flash_attn_varlen_forward",
 )
+
+
+def can_checkpoint(model: nn.Module) -> bool:
+    """Whether a model has layers that can compute anything again."""
+    return any(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
 
 
 def checkpoint_layers(model: PreTrainedModel, kind: str) -> None:

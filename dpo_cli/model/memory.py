@@ -6,7 +6,7 @@ Plain values in, bytes out. What DeepSpeed adds is read off its source (0.19) an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal
@@ -42,7 +42,10 @@ LIBRARIES = 40 * 2**20
 """Bytes that libraries take on a CPU when they are first used."""
 
 Checkpointing = Literal["none", "selective", "full"]
+KINDS: tuple[Checkpointing, ...] = ("none", "selective", "full")
+"""From the least work done again to the least memory."""
 Offload = Literal["none", "optimizer", "all"]
+Sampling = Literal["none", "policy", "policy_and_reference"]
 ReferenceKind = Literal["none", "whole", "sharded", "adapter_off", "second_adapter"]
 
 
@@ -116,6 +119,8 @@ class Layout:
     """What ZeRO 2 or 3 keeps in the host's memory: optimizer state with its copy of the weights; or weights as well."""
     checkpointing: Checkpointing = "none"
     reference: ReferenceKind = "none"
+    sampling: Sampling = "none"
+    """Which models are held whole while answers are sampled: the policy, then, to measure the KL, the reference."""
     gpu: bool = True
     """Otherwise a CPU, where buffers count as far as they are written to."""
 
@@ -158,17 +163,22 @@ class Estimate:
     """While the weights are updated."""
     save: Memory
     """While ``final/`` or a checkpoint is written by the first rank: of the host's memory, which is a CPU's own."""
+    sample: Memory
+    """While answers are sampled, their cache aside."""
 
     @cached_property
     def worst(self) -> str:
         """The moment that takes most."""
-        return max(("start", "backward", "step", "save"), key=lambda name: getattr(self, name).total)
+        return max(MOMENTS, key=lambda name: getattr(self, name).total)
 
     @property
     def peak(self) -> Memory:
         """At that moment."""
         found: Memory = getattr(self, self.worst)
         return found
+
+
+MOMENTS = tuple(field.name for field in fields(Estimate))
 
 
 def estimate(shape: Shape, work: Work, layout: Layout, *, saves_moments: bool = False) -> Estimate:
@@ -188,7 +198,22 @@ def estimate(shape: Shape, work: Work, layout: Layout, *, saves_moments: bool = 
         backward=backward,
         step=step,
         save=_save(shape, layout, state, step, saves_moments),
+        sample=_sample(shape, layout, state),
     )
+
+
+def least_checkpointing(estimates: Callable[[Checkpointing], Estimate], room: float) -> Checkpointing:
+    """What ``train.activation_checkpointing=auto`` comes to: what computes least again of what fits.
+
+    Args:
+        estimates: of the run with each kind.
+        room: bytes that it may take of a device. What it takes at its start anyway is not held against any kind.
+    """
+    for kind in KINDS:
+        found = estimates(kind)
+        if found.peak.total <= max(room, found.start.total):
+            return kind
+    return KINDS[-1]
 
 
 def moment_bytes(optimizer: str) -> float:
@@ -306,6 +331,20 @@ def _save(shape: Shape, layout: Layout, state: _State, step: Memory, moments: bo
     # Three buffers of the weights' size are free by then under ZeRO 1 and 2, and one of them under ZeRO 3.
     free = {0: 0.0, 1: 3 * trained, 2: 3 * trained, 3: trained}[layout.zero_stage]
     return replace(step, buffers=step.buffers + max(0.0, copies - free))
+
+
+def _sample(shape: Shape, layout: Layout, state: _State) -> Memory:
+    """ZeRO 3 gathers the policy on every rank; then a reference of which there are but log-probs is loaded there."""
+    if layout.sampling == "none":
+        return Memory()
+    policy = 4.0 * shape.trained + shape.frozen_bytes if layout.zero_stage == 3 else 0.0
+    reference = 4.0 * shape.weights if layout.sampling == "policy_and_reference" else 0.0
+    return Memory(
+        weights=state.weights + (policy if policy >= reference else 0.0),
+        optimizer=state.moments,
+        reference=state.reference + (reference if policy < reference else 0.0),
+        host=state.host,
+    )
 
 
 def _live(shape: Shape) -> float:

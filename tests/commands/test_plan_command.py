@@ -15,6 +15,7 @@ from helpers.configs import composed
 from hydra.core.global_hydra import GlobalHydra
 
 from dpo_cli.cli import as_overrides, main
+from dpo_cli.commands.layout import HEADROOM
 from dpo_cli.commands.plan import Result, plan, prepare
 from dpo_cli.commands.rows import load_rows
 from dpo_cli.data.collate import flat_length
@@ -56,6 +57,39 @@ def test_without_checkpointing_it_is_what_is_proposed() -> None:
     assert not alone.chosen.fits
     assert alone.fix is not None
     assert alone.fix.fits
+
+
+def test_left_open_it_is_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the tokens of a micro-batch as they are; and a proposal leaves it open as well."""
+    words = ["+experiment=zephyr", "plan.device=a100_80gb", "launch.num_processes=8"]
+    open_, *fixed = (
+        planned(*words, f"train.activation_checkpointing={kind}") for kind in ("auto", "none", "selective", "full")
+    )
+    first = next(result for result in fixed if result.chosen.fits)
+    assert first.chosen.checkpointing != "none"
+    assert open_.chosen.estimate == first.chosen.estimate
+    assert open_.chosen.checkpointing == first.chosen.checkpointing
+    assert open_.costs == first.costs
+    assert planned(*words, "train.activation_checkpointing=auto", "plan.memory_gib=1000").chosen.checkpointing == "none"
+    small = planned(*words, "train.activation_checkpointing=auto", "plan.memory_gib=24")
+    assert small.chosen.checkpointing == "full"
+    assert not small.chosen.fits
+    assert small.fix is not None
+    assert not any("checkpointing" in word for word in small.words)
+    assert main(["plan", *words, "train.activation_checkpointing=auto"]) == 0
+    assert f"activation checkpointing {first.chosen.checkpointing} (auto)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_decides_by_the_headroom_that_a_plan_has() -> None:
+    assert composed("plan", ["+experiment=zephyr"]).plan.headroom == HEADROOM
+
+
+def test_samples_under_zero_3_need_a_whole_model_in_each_process() -> None:
+    words = ["+experiment=tulu3_70b", "plan.device=h100", "launch.num_processes=8", "plan.hosts=8"]
+    found = planned(*words, "eval.samples=8", "data.eval=0.01")
+    assert not found.chosen.fits
+    assert found.chosen.estimate.worst == "sample"
+    assert found.chosen.estimate.sample.weights > 4 * found.weights
 
 
 def test_without_sharing_zephyr_does_not_fit() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+from dpo_cli.engine.offload import check_offload
 from dpo_cli.engine.settings import deepspeed_config
-from dpo_cli.errors import ConfigError
+from dpo_cli.errors import ConfigError, DpoError
 
 CONFLICTS: dict[str, tuple[Any, str]] = {
     "train_batch_size": (8, "train.batch_size"),
@@ -94,3 +96,31 @@ def test_other_keys_are_passed_through_and_left_alone() -> None:
         "steps_per_print": 7,
         "wall_clock_breakdown": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("section", "device", "stage", "needed"),
+    [("offload_optimizer", "cpu", 0, 1), ("offload_param", "cpu", 2, 3), ("offload_optimizer", "nvme", 2, 3)],
+)
+def test_offload_that_a_stage_has_not_is_refused(section: str, device: str, stage: int, needed: int) -> None:
+    """DeepSpeed would pass over it, or take the host's memory for NVMe."""
+    extra = {"zero_optimization": {section: {"device": device}}}
+    with pytest.raises(DpoError, match=rf"{section}\.device={device} has no effect at ZeRO {stage}: set .*={needed}"):
+        check_offload(extra, stage)
+
+
+def test_offload_that_a_stage_has_is_not() -> None:
+    check_offload({"zero_optimization": {"offload_optimizer": {"device": "cpu"}, "offload_param": None}}, 1)
+    check_offload({"zero_optimization": {"offload_param": {"device": "cpu"}}}, 3)
+    check_offload({"zero_optimization": {"offload_param": {"device": "none"}}}, 0)
+
+
+def test_offload_to_nvme_says_what_a_machine_lacks() -> None:
+    """Where it lacks anything, which DeepSpeed itself says in a traceback after minutes."""
+    extra = {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/somewhere"}}}
+    if AsyncIOBuilder().is_compatible(verbose=False):
+        check_offload(extra, 3)
+        return
+    with pytest.raises(DpoError, match=r"device=nvme: .*libaio.* install them .*, or use device=cpu") as error:
+        check_offload(extra, 3)
+    assert "\n" not in str(error.value)

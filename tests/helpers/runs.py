@@ -27,6 +27,8 @@ UPDATES = 12
 """Of a run with the usual arguments: 3 epochs of 22 pairs, 6 a batch, the last batch of each 4."""
 EPOCH = 4
 """Updates in an epoch."""
+SHARD_ALL = "{zero_optimization:{stage3_param_persistence_threshold:0}}"
+"""``engine.deepspeed``, or stage 3 would leave parameters as small as these whole on every rank."""
 TIMING = {"pairs_per_second", "tokens_per_second", "mfu", "memory/rss_gib"}
 """Metrics that no two runs share."""
 _WORDS = ("apple", "bell", "cloud", "drum", "eagle", "fox", "garden", "hat", "island", "jar", "kite", "lamp", "mirror")
@@ -70,6 +72,7 @@ class Place:
             "train.epochs": UPDATES // EPOCH,
             "train.batch_size": 6,
             "train.tokens_per_micro_batch": 96,
+            "train.activation_checkpointing": "none",  # auto takes half a second to find that out
             "train.save_every": 2,
             "train.eval_every": 4,
             "optim.lr": 1e-3,

@@ -43,9 +43,9 @@ SPLITS: dict[int, list[list[list[int]]]] = {
 }
 
 
-def policy(width: int = 16) -> Policy:
-    """Tied embeddings, biases, norms and a frozen parameter: everything that a ZeRO stage may trip over."""
-    config = Qwen2Config(
+def shape(width: int = 16) -> Qwen2Config:
+    """Of a model with tied embeddings, biases and norms."""
+    return Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=width,
         intermediate_size=24,
@@ -56,7 +56,11 @@ def policy(width: int = 16) -> Policy:
         bos_token_id=0,
         eos_token_id=1,
     )
-    result = Policy(build(config, GROUP_ATTENTION, torch.float32), precision="fp32", groups=True)
+
+
+def policy(width: int = 16) -> Policy:
+    """With a frozen parameter as well: everything that a ZeRO stage may trip over."""
+    result = Policy(build(shape(width), GROUP_ATTENTION, torch.float32), precision="fp32", groups=True)
     dict(result.named_parameters())[FROZEN].requires_grad_(False)
     return result
 

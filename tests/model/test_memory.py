@@ -11,7 +11,18 @@ from transformers import LlamaConfig
 from dpo_cli.engine.optimizers import make_optimizer, moment_names
 from dpo_cli.model.activations import Activations, outline
 from dpo_cli.model.adapters import NewAdapter
-from dpo_cli.model.memory import PARTS, Layout, Shape, Work, estimate, moment_bytes
+from dpo_cli.model.memory import (
+    KINDS,
+    PARTS,
+    Checkpointing,
+    Estimate,
+    Layout,
+    Shape,
+    Work,
+    estimate,
+    least_checkpointing,
+    moment_bytes,
+)
 
 WEIGHTS = 8_000_000_000
 SHAPE = Shape(
@@ -80,6 +91,39 @@ def test_checkpointing_keeps_inputs_and_one_layer() -> None:
     ]
     assert [found.activations for found in kinds] == [65e9, 4e9 + 20e9 + 2e9 + 1e9, 4e9 + 2e9 + 1e9]
     assert [found.weights - 4 * WEIGHTS for found in kinds] == [15e9, 0.4e9, 0.4e9]
+
+
+def test_of_what_fits_the_least_is_computed_again() -> None:
+    def estimates(kind: Checkpointing) -> Estimate:
+        return estimate(SHAPE, WORK, Layout("bf16", checkpointing=kind))
+
+    none, selective, full = (estimates(kind).peak.total for kind in KINDS)
+    assert none > selective > full > estimates("none").start.total
+    rooms = {none: "none", none - 1: "selective", selective: "selective", selective - 1: "full", full - 1: "full"}
+    assert {room: least_checkpointing(estimates, room) for room in rooms} == rooms
+
+
+def test_what_the_start_takes_anyway_calls_for_no_checkpointing() -> None:
+    adapter = replace(SHAPE, trained=10_000_000, frozen_bytes=2.0 * WEIGHTS)  # read in float32, held in bfloat16
+    work = replace(WORK, activations=replace(KEPT.scaled(0.01), copies=0.0))
+
+    def estimates(kind: Checkpointing) -> Estimate:
+        return estimate(adapter, work, Layout("bf16", checkpointing=kind))
+
+    assert estimates("none").worst == "start"
+    assert least_checkpointing(estimates, estimates("none").start.total / 2) == "none"
+
+
+def test_samples_take_a_whole_model_and_a_second_one_for_the_kl() -> None:
+    def of(sampling: str, stage: int) -> tuple[float, float]:
+        found = estimate(SHAPE, WORK, Layout("bf16", stage, 8, sampling=sampling)).sample  # type: ignore[arg-type]
+        return found.weights, found.reference
+
+    one = WEIGHTS / 8 * 4
+    assert of("none", 3) == (0, 0)
+    assert of("policy", 3) == (one + 4 * WEIGHTS, 0)
+    assert of("policy_and_reference", 3) == (one + 4 * WEIGHTS, 0)  # one after the other
+    assert of("policy_and_reference", 2) == (4 * WEIGHTS + one, 4 * WEIGHTS)
 
 
 def test_a_reference_in_memory_is_a_second_model() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.runs import (
     EPOCH,
+    SHARD_ALL,
     TIMING,
     Place,
     assert_identical_runs,
@@ -216,16 +217,21 @@ def test_no_process_goes_on_without_its_parent(place: Place, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [((2, 2), (1, 0)), ((1, 0), (2, 3))])
-def test_a_run_goes_on_with_another_number_of_processes(
-    place: Place, whole: Path, tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
+@pytest.mark.parametrize("stages", [(0, 0, 0), (1, 1, 1), (2, 3, 2), (3, 2, 3)])
+def test_a_run_goes_on_with_one_process_and_then_with_four(
+    place: Place, whole: Path, tmp_path: Path, stages: tuple[int, int, int]
 ) -> None:
-    first, second = (
-        {"launch.num_processes": processes, "engine.zero_stage": stage} for processes, stage in (before, after)
-    )
+    """Begun with two; at each ZeRO stage, and from one to another. Stopped in the middle of an epoch each time."""
     run_dir = tmp_path / "run"
-    assert place.try_run(run_dir, first, fault="micro-batch:7.1=term").code == 75
-    place.run(run_dir, {**second, **RESUME})
+    for processes, stage, stop in zip((2, 1, 4), stages, (3, 7, None), strict=True):
+        changes: dict[str, object] = {**RESUME, "launch.num_processes": processes, "engine.zero_stage": stage}
+        if stage == 3:
+            changes["engine.deepspeed"] = SHARD_ALL
+        if stop is None:
+            place.run(run_dir, changes)
+        else:
+            assert place.try_run(run_dir, changes, fault=f"micro-batch:{stop}.1=term").code == 75
+    assert starts(run_dir) == [(0, None), (3, "preempted"), (7, "preempted")]
     assert_same_curve(run_dir, whole, 1e-5)
     assert distance(saved(run_dir, 10), saved(whole, 10)) <= 1e-5
 
