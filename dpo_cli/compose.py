@@ -326,9 +326,7 @@ def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     file = Path(str(run), "config.yaml")
     if not file.is_file():
         raise DpoError(f"run={run} is not a run folder: there is no {file}")
-    ran = OmegaConf.to_container(OmegaConf.load(file))
-    if not isinstance(ran, dict):
-        raise DpoError(f"{file} is not a configuration")
+    ran = _run_config(file)
     for section in ("model", "data", "loss", "reference"):
         values[section] = ran[section]
     if "eval" in values:
@@ -361,6 +359,33 @@ def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         raise DpoError(f"run={run} held no rows out: name rows to evaluate with data.path=... or data.eval=...")
     merged = OmegaConf.to_container(config, resolve=True)
     return {str(key): value for key, value in merged.items()} if isinstance(merged, dict) else values
+
+
+def _run_config(file: Path) -> dict[str, Any]:
+    """What a run, perhaps a stranger's, says that it was trained with.
+
+    Raises:
+        DpoError: it lacks what every run writes.
+    """
+    from dpo_cli.reporting.runs import read_config_file
+
+    plain = OmegaConf.to_container(OmegaConf.load(file)) if read_config_file(file) else {}
+    ran = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+    needed = {
+        **dict.fromkeys(("model", "data", "loss", "reference", "eval"), ()),
+        "launch": ("name",),
+        "train": ("precision", "tokens_per_micro_batch"),
+    }
+    lacking = [
+        ".".join(filter(None, (section, name)))
+        for section, names in needed.items()
+        for name in ("", *names)
+        if not isinstance(ran.get(section), dict) or (name and name not in ran[section])
+    ]
+    lacking += ["seed"] * ("seed" not in ran)
+    if lacking:
+        raise DpoError(f"{file} is not a run's configuration: it has no {', '.join(lacking)}, which `dpo train` writes")
+    return ran
 
 
 def _files() -> Iterator[Path]:

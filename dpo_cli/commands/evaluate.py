@@ -41,6 +41,7 @@ from dpo_cli.objective import Objective
 from dpo_cli.run_folder import write_json
 from dpo_cli.tracking.console import Console
 from dpo_cli.training import checkpoint
+from dpo_cli.whole_folder import check_writable
 
 VERSION = 1
 """Of eval.json's schema: docs/evaluation.md."""
@@ -53,6 +54,8 @@ def run(config: EvaluateConfig) -> None:
         DpoError: for what the user can mend.
     """
     console = Console(silent=os.environ.get("RANK", "0") != "0")
+    if output := config.output or config.run:
+        check_writable(Path(output), "output", "name another folder with output=FOLDER")
     loss = make_loss(config.loss.settings())
     rows = _rows(config, loss, console)
     distributed.start()
@@ -67,7 +70,6 @@ def run(config: EvaluateConfig) -> None:
     show(console, title, found, alarms)
     if generations is not None:
         show_generations(console, generations.rows(), found)
-    output = config.output or config.run
     if output is None:
         return
     Path(output).mkdir(parents=True, exist_ok=True)

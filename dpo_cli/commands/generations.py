@@ -31,6 +31,7 @@ from dpo_cli.evaluation.winrate import Judge, judge_pairs, win_rate
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.score import score_all
 from dpo_cli.tracking.console import Console
+from dpo_cli.whole_folder import write_file
 
 
 @dataclass(frozen=True)
@@ -227,10 +228,7 @@ def write_generations(folder: Path, model: str, suffix: str, found: Generations)
         found: the answers.
     """
     path = folder / f"generations{suffix}.jsonl"
-    partial = path.with_suffix(".partial")
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()]
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
+    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()))
     for name, said in zip(("policy", "reference"), found.said, strict=True):
         if said:
             called = model if name == "policy" else f"{model}-reference"

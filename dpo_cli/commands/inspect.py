@@ -16,6 +16,7 @@ from dpo_cli.data.audit.result import LEVELS, Finding
 from dpo_cli.errors import DpoError, FindingsError
 from dpo_cli.losses import make_loss
 from dpo_cli.tracking.console import Console
+from dpo_cli.whole_folder import check_writable
 
 
 def run(config: InspectConfig) -> None:
@@ -27,6 +28,8 @@ def run(config: InspectConfig) -> None:
     """
     settings = config.inspect
     _check_names(settings.fail_on)
+    if settings.html is not None:
+        check_writable(Path(settings.html).parent, "--html", "choose another place for the page")
     console, screen = Console(), Screen(highlight=False)
     kind = make_loss(config.loss.settings()).kind
     loader = make_loader(config.model, config.data, console)

@@ -9,6 +9,7 @@ from typing import Any
 from dpo_cli.commands.arguments import Parser
 from dpo_cli.errors import DpoError
 from dpo_cli.reporting.runs import Run, byte_size, find_runs, read_runs
+from dpo_cli.whole_folder import check_writable
 
 Defaults = Callable[[str, Sequence[str]], dict[str, Any] | None]
 """``compose.group_defaults``, which stands above the commands."""
@@ -31,6 +32,7 @@ def run(words: Sequence[str], defaults: Defaults) -> None:
     file = arguments.out or places[0] / "report.html"
     if file.is_dir():
         raise DpoError(f"--out {file} is a folder; expected a file")
+    check_writable(file.parent, "dpo report", "name another file with --out FILE")
     from dpo_cli.commands.report_page import write_report
 
     title = " and ".join(place.resolve().name for place in places[:3]) + (" …" if len(places) > 3 else "")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dpo_cli.commands.arguments import Parser
 from dpo_cli.errors import DpoError
+from dpo_cli.whole_folder import check_writable
 
 DTYPES = ("float32", "bfloat16", "float16")
 HELD = ("nf4", "nf4_double", "int8")
@@ -48,13 +49,14 @@ def run(words: Sequence[str]) -> None:
 
 
 def check_output(folder: Path) -> None:
-    """Refuse a folder that holds something.
+    """Refuse a folder that holds something, or can't be made.
 
     Raises:
         DpoError: naming it.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise DpoError(f"merge: {folder} is there already: remove it, or choose another folder")
+    check_writable(folder.parent, "merge", "choose another place for the merged model")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -33,6 +33,7 @@ from dpo_cli.errors import DataError, DpoError, one_line
 from dpo_cli.losses import make_loss
 from dpo_cli.objective import Objective
 from dpo_cli.tracking.console import Console
+from dpo_cli.whole_folder import check_writable
 
 COLUMN = "dpo_score"
 """What is added to each row: a list with an object per answer, or null."""
@@ -50,6 +51,7 @@ def run(config: ScoreConfig) -> None:
     output = Path(str(config.output))
     if output.exists():
         raise DpoError(f"{output} exists: choose another file for the scored rows, or remove it first")
+    check_writable(output.parent, "output", "choose another place for the scored rows")
     distributed.start()
     try:
         counts, rewards = _score_file(config, output, console)
