@@ -37,7 +37,7 @@ from dpo_cli.config import (
     read_config,
 )
 from dpo_cli.config_folder import config_folder
-from dpo_cli.doors import check_doors, check_search_path, targets
+from dpo_cli.doors import bounded_yaml, check_doors, check_search_path, targets
 from dpo_cli.errors import ConfigError, DpoError, ExitCode
 from dpo_cli.launchers.outer import check_none
 from dpo_cli.overrides import (
@@ -245,6 +245,11 @@ def _check_composed(command: str, words: Sequence[str]) -> None:
 
 def _hydra(command: str, words: Sequence[str], task: Callable[[DictConfig], None]) -> None:
     """Hydra's main with our arguments, and its complaints as ours."""
+    with bounded_yaml():
+        _compose_with_hydra(command, words, task)
+
+
+def _compose_with_hydra(command: str, words: Sequence[str], task: Callable[[DictConfig], None]) -> None:
     _register_resolvers()
     check_options(words, config_folder())
     _check_composed(command, words)
@@ -258,6 +263,8 @@ def _hydra(command: str, words: Sequence[str], task: Callable[[DictConfig], None
             raise ConfigError([explain(error, schema)]) from None
         except MarkedYAMLError as error:
             raise ConfigError([explain_yaml(error)]) from None
+        except RecursionError:
+            raise ConfigError(["a configuration file has lists or mappings too deep in each other"]) from None
         except UnicodeDecodeError as error:
             raise ConfigError([f"a configuration file is not valid UTF-8 ({error})"]) from None
         except SystemExit as end:  # argparse, after --help or a flag it doesn't know

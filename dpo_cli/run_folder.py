@@ -78,7 +78,7 @@ def held(run_dir: Path) -> Iterator[None]:
         except OSError:  # of the file system: there are none for folders
             pass
         record = read(run_dir)
-        other = record.get("process") if isinstance(record.get("process"), dict) else {}
+        other = record.get("process") or {}
         alive = record.get("status") == "running" and other.get("pid") != os.getpid() and is_alive(other)
         if taken or alive:
             who = f" (process {other.get('pid')} on {other.get('host')})" if alive else ""

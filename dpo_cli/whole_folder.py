@@ -10,23 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from dpo_cli.errors import DpoError
-
-
-def check_writable(folder: Path, key: str, advice: str) -> None:
-    """Refuse a folder in which nothing can be put, before anything that takes long.
-
-    Args:
-        folder: there already, or still to be made.
-        key: that names it.
-        advice: what to do.
-
-    Raises:
-        DpoError: naming the folder and why.
-    """
-    if why := why_not_writable(folder):
-        raise DpoError(f"{key}: {folder} can't be written to ({why}): {advice}")
-
 
 def why_not_writable(folder: Path) -> str:
     """Why nothing can be put into a folder that is there or still to be made; empty if it can. Nothing is left of this.

@@ -103,7 +103,7 @@ def signals() -> Iterator[tuple[str, Trial]]:
 
 def caches() -> Iterator[tuple[str, Trial]]:
     for seed in range(20):
-        yield "SIGKILL of a reference pass at random moments", partial(killed_pass, seed=seed)
+        yield "SIGKILL of a reference pass, again and again", partial(killed_pass, seed=seed)
     for seed in range(20):
         yield "4 processes start at once on one cache", partial(started_at_once, seed=seed)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.errors import DpoError
-from dpo_cli.whole_folder import check_writable
 
 
 def cache_folder(configured: str | None) -> Path:

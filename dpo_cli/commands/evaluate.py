@@ -21,6 +21,7 @@ from dpo_cli.commands.places import policy_files
 from dpo_cli.commands.resume import load_weights
 from dpo_cli.commands.row_facts import row_facts
 from dpo_cli.commands.rows import Rows, describe_rows, held_out_place, load_rows
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.config import DataConfig, EvaluateConfig
 from dpo_cli.data.collate import FlatBatch
 from dpo_cli.data.load import Data
@@ -41,7 +42,6 @@ from dpo_cli.objective import Objective
 from dpo_cli.run_folder import write_json
 from dpo_cli.tracking.console import Console
 from dpo_cli.training import checkpoint
-from dpo_cli.whole_folder import check_writable
 
 VERSION = 1
 """Of eval.json's schema: docs/evaluation.md."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from rich.console import Console as Screen
 
 from dpo_cli.commands.rows import held_out_part, make_loader, training_parts
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.config import DataConfig, InspectConfig
 from dpo_cli.data.audit import NAMES, audit
 from dpo_cli.data.audit.result import LEVELS, Finding
 from dpo_cli.errors import DpoError, FindingsError
 from dpo_cli.losses import make_loss
 from dpo_cli.tracking.console import Console
-from dpo_cli.whole_folder import check_writable
 
 
 def run(config: InspectConfig) -> None:

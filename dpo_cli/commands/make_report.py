@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.commands.arguments import Parser
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.errors import DpoError
 from dpo_cli.reporting.runs import Run, byte_size, find_runs, read_runs
-from dpo_cli.whole_folder import check_writable
 
 Defaults = Callable[[str, Sequence[str]], dict[str, Any] | None]
 """``compose.group_defaults``, which stands above the commands."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_cli.commands.arguments import Parser
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.errors import DpoError
-from dpo_cli.whole_folder import check_writable
 
 DTYPES = ("float32", "bfloat16", "float16")
 HELD = ("nf4", "nf4_double", "int8")

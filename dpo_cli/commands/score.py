@@ -20,6 +20,7 @@ from dpo_cli import distributed
 from dpo_cli.commands.evaluate import load_scored
 from dpo_cli.commands.parts import Setup, as_lookup, resolve_precision, resolve_token_budget
 from dpo_cli.commands.rows import Rows, make_loader, training_parts
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.config import ScoreConfig
 from dpo_cli.data.build import first_ends
 from dpo_cli.data.collate import masks
@@ -33,7 +34,6 @@ from dpo_cli.errors import DataError, DpoError, one_line
 from dpo_cli.losses import make_loss
 from dpo_cli.objective import Objective
 from dpo_cli.tracking.console import Console
-from dpo_cli.whole_folder import check_writable
 
 COLUMN = "dpo_score"
 """What is added to each row: a list with an object per answer, or null."""

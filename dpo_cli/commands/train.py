@@ -17,6 +17,7 @@ from dpo_cli.commands.places import policy_files, reference_place
 from dpo_cli.commands.report import config_yaml, show_outcome, show_samples
 from dpo_cli.commands.resume import check_same_run, find_checkpoint, load_weights, update_settings
 from dpo_cli.commands.rows import Rows, describe_rows, load_rows
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.config import TrainConfig
 from dpo_cli.data.collate import collate
 from dpo_cli.data.load import fingerprint
@@ -44,7 +45,7 @@ from dpo_cli.training.checkpoint import folders as checkpoint_folders
 from dpo_cli.training.export import export, export_adapter
 from dpo_cli.training.guards import check_finite, check_zero_margin, zero_margin_gap
 from dpo_cli.training.loop import Rhythm, Window, Work, fit, memory
-from dpo_cli.whole_folder import check_writable, leftovers, write_file
+from dpo_cli.whole_folder import leftovers, write_file
 
 _CHECKED_GROUPS = 4
 """Rows on which the loss at the start is checked."""
