@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import __version__
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, one_line
 from dpo_cli.whole_folder import write_file
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers", "hydra-core", "wandb")
@@ -63,24 +63,23 @@ def held(run_dir: Path) -> Iterator[None]:
     """Have a run's folder to oneself: two runs in one would spoil each other's checkpoints and metrics.
 
     The kernel lets go of it when this process ends, however it ends; nothing is left in the folder. Where a file system
-    has no such locks, a process on this machine is still seen by its record.
+    has no such locks, a process on this machine is still seen by its record; where it has, the record may be a copy.
 
     Raises:
         DpoError: another process has it.
     """
     handle = os.open(run_dir, os.O_RDONLY)
     try:
-        taken = False
+        other = read(run_dir).get("process") or {}
+        alive = other.get("pid") != os.getpid() and is_alive(other)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = False
         except BlockingIOError:
             taken = True
-        except OSError:  # of the file system: there are none for folders
-            pass
-        record = read(run_dir)
-        other = record.get("process") or {}
-        alive = record.get("status") == "running" and other.get("pid") != os.getpid() and is_alive(other)
-        if taken or alive:
+        except OSError:  # of the file system
+            taken = bool(alive) and read(run_dir).get("status") == "running"
+        if taken:
             who = f" (process {other.get('pid')} on {other.get('host')})" if alive else ""
             raise DpoError(
                 f"run_dir={run_dir}: another run is at work in it{who}: wait for its end, or choose another folder"
@@ -198,6 +197,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def differing_versions(before: Mapping[str, Any]) -> str:
+    """Which packages have other versions now than ``identity`` once said, for people; empty if none has."""
+    now = identity()["versions"]
+    return ", ".join(
+        f"{name} {new}, not {one_line(str(before[name]))}" for name, new in now.items() if before.get(name, new) != new
+    )
 
 
 def identity() -> dict[str, Any]:

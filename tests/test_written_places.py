@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import io
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.run_folders import make_run
 from helpers.unprivileged import permissions_count
 
 from dpo_cli.cli import main
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.errors import DpoError
-from dpo_cli.run_folder import RunRecord, held, this_process
+from dpo_cli.run_folder import RunRecord, differing_versions, held, identity, this_process
 from dpo_cli.whole_folder import leftovers, why_not_writable, write_file
 
 
@@ -122,7 +127,21 @@ def test_a_run_that_was_killed_lets_go_of_its_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_run_is_seen_by_its_record_where_folders_have_no_locks(tmp_path: Path) -> None:
+def test_a_copy_of_a_run_at_work_is_free(tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    with held(tmp_path):
+        RunRecord(tmp_path / "copy").update(status="running", process=this_process())
+        with held(tmp_path / "copy"):
+            pass
+
+
+def test_a_run_is_seen_by_its_record_where_folders_have_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
     parent = os.getppid()
     fields = Path("/proc", str(parent), "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     record = RunRecord(tmp_path)
@@ -132,3 +151,25 @@ def test_a_run_is_seen_by_its_record_where_folders_have_no_locks(tmp_path: Path)
     record.update(status="done")
     with held(tmp_path):
         pass
+
+
+def test_versions_that_differ_are_named() -> None:
+    now = identity()["versions"]
+    assert differing_versions(now) == differing_versions({}) == ""
+    assert differing_versions({**now, "torch": "1.0", "gone": "2"}) == f"torch {now['torch']}, not 1.0"
+
+
+def test_what_an_output_has_no_letters_for_is_written_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for encoding, words in (
+        ("ascii", ["--help"]),
+        ("utf-8", ["report", os.fsdecode(os.fsencode(tmp_path) + b"/\xff")]),
+    ):
+        if words[0] == "report":
+            make_run(Path(words[1]), steps=2)
+        output = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(output, encoding=encoding, errors="strict"))
+        assert main(words) == 0
+        sys.stdout.flush()
+        assert (b"usage: dpo" if encoding == "ascii" else b"\\udcff") in output.getvalue()

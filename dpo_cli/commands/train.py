@@ -35,7 +35,7 @@ from dpo_cli.model.flops import FlopsModel, count_weights, peak_flops
 from dpo_cli.model.quantize import check_stage
 from dpo_cli.objective import Objective
 from dpo_cli.reference.fingerprint import reference_files
-from dpo_cli.run_folder import RunRecord, check_free, held, identity, new_run_dir, this_process
+from dpo_cli.run_folder import RunRecord, check_free, differing_versions, held, identity, new_run_dir, this_process
 from dpo_cli.secret import hide
 from dpo_cli.stopping import StopRequest, stop_on_signals
 from dpo_cli.tracking.console import Console
@@ -152,6 +152,10 @@ def _in_folder(
     begun = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     start = {"at": begun, "update": resumed.state.step if resumed else 0, "after": record.values.get("status")}
     record.update(starts=[*record.values.get("starts", []), start], process=this_process())
+    if resumed is not None and (other := differing_versions(record.values.get("versions") or {})):
+        console.warn(
+            f"the run goes on under other versions than before: {other}; it is the run it was, but not to the bit"
+        )
     record.update(status="running", started=begun, error=None, **identity())
     record.update(data={**rows.data.counts, "fingerprint": data}, precision=precision)
     console.say(describe_rows(rows, loss.kind))
