@@ -30,10 +30,11 @@ test: install-dev ## install and run the tests (under 5 minutes on 2 cores)
 test-slow: install-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
 
-faults: install-dev ## what a run survives: strange files, kills, signals, a long run; the last three go on where they were cut off
+faults: install-dev ## what a run survives: strange files, kills, signals, a long run; the last four go on where they were cut off
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m faults
 	$(BIN)/python scripts/faults.py kills
 	$(BIN)/python scripts/faults.py signals
+	$(BIN)/python scripts/faults.py caches
 	$(BIN)/python scripts/faults.py soak
 
 check: install-dev ## formatting, linter, types, import rules

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 import traceback
@@ -59,6 +60,9 @@ exit codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A terminal may lack a letter, and the name of a file may have bytes that are none.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(words)
     except DpoError as error:

@@ -37,7 +37,7 @@ from dpo_cli.config import (
     read_config,
 )
 from dpo_cli.config_folder import config_folder
-from dpo_cli.doors import check_doors, check_search_path, targets
+from dpo_cli.doors import bounded_yaml, check_doors, check_search_path, targets
 from dpo_cli.errors import ConfigError, DpoError, ExitCode
 from dpo_cli.launchers.outer import check_none
 from dpo_cli.overrides import (
@@ -245,6 +245,11 @@ def _check_composed(command: str, words: Sequence[str]) -> None:
 
 def _hydra(command: str, words: Sequence[str], task: Callable[[DictConfig], None]) -> None:
     """Hydra's main with our arguments, and its complaints as ours."""
+    with bounded_yaml():
+        _compose_with_hydra(command, words, task)
+
+
+def _compose_with_hydra(command: str, words: Sequence[str], task: Callable[[DictConfig], None]) -> None:
     _register_resolvers()
     check_options(words, config_folder())
     _check_composed(command, words)
@@ -258,6 +263,8 @@ def _hydra(command: str, words: Sequence[str], task: Callable[[DictConfig], None
             raise ConfigError([explain(error, schema)]) from None
         except MarkedYAMLError as error:
             raise ConfigError([explain_yaml(error)]) from None
+        except RecursionError:
+            raise ConfigError(["a configuration file has lists or mappings too deep in each other"]) from None
         except UnicodeDecodeError as error:
             raise ConfigError([f"a configuration file is not valid UTF-8 ({error})"]) from None
         except SystemExit as end:  # argparse, after --help or a flag it doesn't know
@@ -326,9 +333,7 @@ def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     file = Path(str(run), "config.yaml")
     if not file.is_file():
         raise DpoError(f"run={run} is not a run folder: there is no {file}")
-    ran = OmegaConf.to_container(OmegaConf.load(file))
-    if not isinstance(ran, dict):
-        raise DpoError(f"{file} is not a configuration")
+    ran = _run_config(file)
     for section in ("model", "data", "loss", "reference"):
         values[section] = ran[section]
     if "eval" in values:
@@ -361,6 +366,33 @@ def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         raise DpoError(f"run={run} held no rows out: name rows to evaluate with data.path=... or data.eval=...")
     merged = OmegaConf.to_container(config, resolve=True)
     return {str(key): value for key, value in merged.items()} if isinstance(merged, dict) else values
+
+
+def _run_config(file: Path) -> dict[str, Any]:
+    """What a run, perhaps a stranger's, says that it was trained with.
+
+    Raises:
+        DpoError: it lacks what every run writes.
+    """
+    from dpo_cli.reporting.runs import read_config_file
+
+    plain = OmegaConf.to_container(OmegaConf.load(file)) if read_config_file(file) else {}
+    ran = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+    needed = {
+        **dict.fromkeys(("model", "data", "loss", "reference", "eval"), ()),
+        "launch": ("name",),
+        "train": ("precision", "tokens_per_micro_batch"),
+    }
+    lacking = [
+        ".".join(filter(None, (section, name)))
+        for section, names in needed.items()
+        for name in ("", *names)
+        if not isinstance(ran.get(section), dict) or (name and name not in ran[section])
+    ]
+    lacking += ["seed"] * ("seed" not in ran)
+    if lacking:
+        raise DpoError(f"{file} is not a run's configuration: it has no {', '.join(lacking)}, which `dpo train` writes")
+    return ran
 
 
 def _files() -> Iterator[Path]:

@@ -1,17 +1,19 @@
-"""Hydra's own ways to run code and to write files, which a configuration could use before dpo sees it: all shut."""
+"""Hydra's own ways to run code, to write files and to fill the memory, which a configuration could use before dpo sees
+it: all shut."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, _utils
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped] # OmegaConf reads files with it
+from yaml import MappingNode, Node, SequenceNode, YAMLError  # type: ignore[import-untyped] # OmegaConf reads with it
+from yaml.constructor import ConstructorError  # type: ignore[import-untyped]
 
 from dpo_cli.errors import ConfigError
 from dpo_cli.overrides import is_flag
@@ -30,6 +32,47 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 """Keys of ``hydra`` that are dpo's, and what they may be: with others, Hydra would write files, or change folder and
 environment, where a configuration says."""
+
+
+_MOST_VALUES = 100_000
+"""Of a configuration file; a long one has hundreds."""
+
+
+@contextmanager
+def bounded_yaml() -> Iterator[None]:
+    """Inside, OmegaConf takes no file of a few lines that stands for more values than any configuration has: an alias
+    stands for all that it names, which may hold aliases, or itself."""
+    ordinary = _utils.get_yaml_loader
+
+    class Bounded(ordinary()):  # type: ignore[misc]
+        def construct_document(self, node: Node) -> Any:
+            level, seen = [node], 0
+            while level:
+                seen += len(level)
+                if seen > _MOST_VALUES:
+                    raise ConstructorError(
+                        None, None, f"more than {_MOST_VALUES:,} values, by aliases", node.start_mark
+                    )
+                level = [inner for each in level for inner in _inner(each)]
+            try:
+                values = super().construct_document(node)
+            except ValueError as error:  # a number of more digits than Python reads
+                raise ConstructorError(None, None, str(error), node.start_mark) from None
+            if not isinstance(values, dict | list | str | None):
+                raise ConstructorError(None, None, "expected a mapping, found a value alone", node.start_mark)
+            return values
+
+    _utils.get_yaml_loader = lambda: Bounded
+    try:
+        yield
+    finally:
+        _utils.get_yaml_loader = ordinary
+
+
+def _inner(node: Node) -> list[Node]:
+    if isinstance(node, MappingNode):
+        return [each for pair in node.value for each in pair]
+    return list(node.value) if isinstance(node, SequenceNode) else []
 
 
 def check_doors(tree: DictConfig) -> None:

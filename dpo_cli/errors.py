@@ -7,7 +7,7 @@ traceback. Anything else that escapes is a bug and keeps its traceback (exit cod
     ├── FindingsError             1   rows have what --fail-on names
     ├── DataError                 2   rows, files, tokens
     ├── CheckpointError           3   no valid checkpoint where one was asked for
-    ├── StorageError             74   disk full, unreadable, unwritable
+    ├── StorageError             74   disk full, unreadable, or unwritable all at once (at the start that is 2)
     ├── Preempted                75   stopped by a signal after saving; the same command goes on
     ├── LostConnection           70   another rank has ended, and says why itself
     └── NumericsError            76   the numbers went bad (non-finite, or a failed start-up check)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from filelock import FileLock
+
+from dpo_cli.whole_folder import write_file
 
 
 def sha256(file: Path) -> str:
@@ -26,9 +27,7 @@ def file_hash(file: Path, cache: Path) -> str:
         known = _read(memory)
         if identity not in known:
             known[identity] = sha256(file)
-            partial = memory.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(known), encoding="utf-8")
-            partial.replace(memory)
+            write_file(memory, json.dumps(known))
         return known[identity]
 
 

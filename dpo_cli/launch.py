@@ -36,6 +36,9 @@ def run_once(command: str, config: TrainConfig | ScoreConfig) -> int:
         DpoError: what the command raises, when it runs in this process.
     """
     faults.announce()
+    own = isinstance(config, TrainConfig | EvaluateConfig) and isinstance(config.launch, TorchrunConfig)
+    if not own and (left := outer.drop_leftovers(os.environ)):
+        print(f"dpo: not used, as no launcher has started this process: {', '.join(left)}", file=sys.stderr)
     if isinstance(config, InspectConfig | PlanConfig) or not isinstance(config, TrainConfig | EvaluateConfig):
         # Nothing of it is shared out.
         _call(command, config)

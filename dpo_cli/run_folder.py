@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -9,15 +10,26 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dpo_cli import __version__
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, one_line
+from dpo_cli.whole_folder import write_file
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers", "hydra-core", "wandb")
+
+_SIDE: dict[str, Any] = {"rows": {}, "tokenized": {}}
+_RECORD: dict[str, Any] = {
+    **{name: {} for name in ("final", "reference", "versions", "process", "best", "about")},
+    "data": {"train": _SIDE, "held_out": _SIDE},
+    "starts": [],
+    "alerts": [],
+}
+"""What is a mapping in ``run.json``, and what a list of mappings."""
 
 
 def check_free(run_dir: Path) -> None:
@@ -46,6 +58,37 @@ def new_run_dir(loss: str) -> Path:
             return folder
 
 
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Have a run's folder to oneself: two runs in one would spoil each other's checkpoints and metrics.
+
+    The kernel lets go of it when this process ends, however it ends; nothing is left in the folder. Where a file system
+    has no such locks, a process on this machine is still seen by its record; where it has, the record may be a copy.
+
+    Raises:
+        DpoError: another process has it.
+    """
+    handle = os.open(run_dir, os.O_RDONLY)
+    try:
+        other = read(run_dir).get("process") or {}
+        alive = other.get("pid") != os.getpid() and is_alive(other)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = False
+        except BlockingIOError:
+            taken = True
+        except OSError:  # of the file system
+            taken = bool(alive) and read(run_dir).get("status") == "running"
+        if taken:
+            who = f" (process {other.get('pid')} on {other.get('host')})" if alive else ""
+            raise DpoError(
+                f"run_dir={run_dir}: another run is at work in it{who}: wait for its end, or choose another folder"
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
 class RunRecord:
     """``run.json``: identity, counts and outcome of a run, replaced as a whole whenever something is added."""
 
@@ -66,23 +109,51 @@ class RunRecord:
             write_json(self._path, self.values)
 
 
-def read(run_dir: Path) -> dict[str, Any]:
-    """The run's record, or an empty one."""
+def read(run_dir: Path, unread: list[str] | None = None) -> dict[str, Any]:
+    """The run's record, or an empty one.
+
+    Args:
+        run_dir: of the run.
+        unread: takes what could not be read, for people.
+    """
+    path = run_dir / "run.json"
+    record = from_json(path.read_bytes()) if path.is_file() else None
+    if isinstance(record, dict):
+        return shaped(record, _RECORD, f"{path.name}: ", unread)
+    if unread is not None and path.exists():
+        unread.append(f"{path.name} could not be read")
+    return {}
+
+
+def shaped(values: dict[str, Any], shape: Mapping[str, Any], where: str, unread: list[str] | None) -> dict[str, Any]:
+    """Values without those that are not of the kind that a run writes, which are named in ``unread``."""
+    found = dict(values)
+    for name, inner in shape.items():
+        value = found.get(name)
+        if value is None:
+            continue
+        if isinstance(inner, list) and isinstance(value, list) and all(isinstance(each, dict) for each in value):
+            continue
+        if isinstance(inner, dict) and isinstance(value, dict):
+            found[name] = shaped(value, inner, f"{where}{name}.", unread)
+            continue
+        if unread is not None:
+            unread.append(f"{where}{name} is not what a run writes")
+        del found[name]
+    return found
+
+
+def from_json(text: str | bytes) -> Any:
+    """What JSON says that anybody may have written; None if it is none."""
     try:
-        record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return json.loads(text)
+    except (ValueError, RecursionError):  # the latter of lists in lists in lists
+        return None
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """All of a JSON file or none of it; JSON has no NaN or infinity, which become null."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(_finite(values), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, json.dumps(_finite(values), indent=2) + "\n")
 
 
 def this_process() -> dict[str, Any]:
@@ -126,6 +197,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def differing_versions(before: Mapping[str, Any]) -> str:
+    """Which packages have other versions now than ``identity`` once said, for people; empty if none has."""
+    now = identity()["versions"]
+    return ", ".join(
+        f"{name} {new}, not {one_line(str(before[name]))}" for name, new in now.items() if before.get(name, new) != new
+    )
 
 
 def identity() -> dict[str, Any]:

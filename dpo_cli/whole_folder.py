@@ -1,12 +1,66 @@
-"""A folder that is complete or not there."""
+"""Files and folders that are complete or not there, and whether there can be any."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
+
+
+def why_not_writable(folder: Path) -> str:
+    """Why nothing can be put into a folder that is there or still to be made; empty if it can. Nothing is left of this.
+
+    Asked by doing it: what a file system allows is more than permissions say.
+    """
+    try:
+        place = next(parent for parent in (folder, *folder.parents) if parent.exists() or parent.is_symlink())
+        if not place.is_dir():
+            return f"{place} is {'a link to nothing' if not place.exists() else 'a file'}"
+        with tempfile.TemporaryFile(dir=place):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def write_file(path: Path, content: str | bytes, *, lasting: bool = False, writer: str = "") -> None:
+    """All of a file or none of it; what is there is replaced.
+
+    Args:
+        path: of the file.
+        content: text is written as UTF-8.
+        lasting: have the disk hold it before going on.
+        writer: see ``leftovers``.
+
+    Raises:
+        OSError: it can't be written; what was there still is.
+    """
+    partial = path.with_name(f".{path.name}.{writer}.{uuid4().hex}.partial")  # several machines may share the folder
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            if lasting:
+                os.fsync(file.fileno())
+        partial.replace(path)
+        if lasting:
+            sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path, name: str = "*", writer: str = "") -> list[Path]:
+    """What ``write_file`` had not finished in a folder when it was killed, or is writing at this moment.
+
+    Args:
+        folder: of the files.
+        name: of the files; a pattern.
+        writer: as it was given to ``write_file``; only who knows that this writer is not at work may remove these.
+    """
+    return sorted(folder.glob(f".{name}.{writer}.*.partial"))
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
     python scripts/faults.py PART [--out FOLDER] [--only N]
 
-The parts are ``kills``, ``signals`` and ``soak``. Each trial's outcome is kept in FOLDER/PART.jsonl as soon as
-it is known; the same command goes on with those that are not there yet. Exit code 1 if any failed.
+The parts are ``kills``, ``signals``, ``caches`` and ``soak``. Each trial's outcome is kept in FOLDER/PART.jsonl as soon
+as it is known; the same command goes on with those that are not there yet. Exit code 1 if any failed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from helpers.caches import killed_pass, started_at_once  # noqa: E402
 from helpers.soak import soak  # noqa: E402
 from helpers.trials import (  # noqa: E402
     TWO,
@@ -100,11 +101,18 @@ def signals() -> Iterator[tuple[str, Trial]]:
             )
 
 
+def caches() -> Iterator[tuple[str, Trial]]:
+    for seed in range(20):
+        yield "SIGKILL of a reference pass, again and again", partial(killed_pass, seed=seed)
+    for seed in range(20):
+        yield "4 processes start at once on one cache", partial(started_at_once, seed=seed)
+
+
 def soaks() -> Iterator[tuple[str, Trial]]:
     yield "10,000 updates", partial(soak, updates=10_000)
 
 
-PARTS = {"kills": kills, "signals": signals, "soak": soaks}
+PARTS = {"kills": kills, "signals": signals, "caches": caches, "soak": soaks}
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.errors import DpoError
 
 
@@ -12,7 +13,8 @@ def cache_folder(configured: str | None) -> Path:
     """Of reference log-probs, tokens, and hashes of files.
 
     Raises:
-        DpoError: it is another user's, and everybody may put files into it, which would be believed.
+        DpoError: it can't be written to; or it is another user's, and everybody may put files into it, which would be
+            believed.
     """
     folder = Path(configured or os.environ.get("DPO_CACHE") or Path.home() / ".cache" / "dpo").expanduser()
     if is_strangers(folder) and is_open_to_all(folder):
@@ -20,6 +22,7 @@ def cache_folder(configured: str | None) -> Path:
             f"the cache {folder} is another user's, and everybody may write to it: name another with DPO_CACHE or "
             "reference.cache_dir and data.cache_dir, or have its owner take that away (chmod o-w)"
         )
+    check_writable(folder, "the cache", "name another with DPO_CACHE, or reference.cache_dir and data.cache_dir")
     return folder
 
 

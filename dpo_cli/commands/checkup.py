@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from dpo_cli.commands.caches import cache_folder, is_open_to_all
 from dpo_cli.errors import DpoError, one_line
 from dpo_cli.versions import needed
+from dpo_cli.whole_folder import why_not_writable
 
 _LITTLE = 1 << 30
 """Free bytes below which a disk is said to be nearly full."""
@@ -38,14 +39,15 @@ def machine() -> Iterator[Finding]:
     """What a run would find here."""
     yield from _packages()
     yield from _devices()
+    for name, folder in (("here", Path.cwd()), ("temporary files", Path(tempfile.gettempdir()))):
+        yield _disk(name, folder)
     try:
         cache = cache_folder(None)
     except DpoError as error:
         yield Finding("cache", "folder", str(error), False)
-        return
-    for name, folder in (("here", Path.cwd()), ("cache", cache), ("temporary files", Path(tempfile.gettempdir()))):
-        yield _disk(name, folder)
-    yield from _cache(cache)
+    else:
+        yield _disk("cache", cache)
+        yield from _cache(cache)
     yield from _network()
 
 
@@ -82,11 +84,8 @@ def _disk(name: str, folder: Path) -> Finding:
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(place).free
     found = f"{_size(free)} free in {folder}"
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"dpo")
-    except OSError as error:
-        return Finding("disk", name, f"{folder} can't be written to ({error.strerror})", False, "choose another folder")
+    if why := why_not_writable(folder):
+        return Finding("disk", name, f"{folder} can't be written to ({why})", False, "choose another folder")
     return Finding(
         "disk", name, found, free >= _LITTLE, "make room: a run checks before it saves, and would stop there"
     )
@@ -183,6 +182,8 @@ _RESTORE = "the same command in a new folder writes it again; what was trained d
 
 def _metrics(file: Path) -> Finding:
     """Whether every line is one, and whether steps go forward."""
+    if not file.is_file():
+        return Finding("run", file.name, "missing", False, _RESTORE)
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from dpo_cli.config import EvaluateConfig, TrainConfig, read_config
 from dpo_cli.config_adapters import NoAdapterConfig
 from dpo_cli.errors import DpoError
+from dpo_cli.reporting.runs import read_config_file
 
 
 def other_model(config: EvaluateConfig) -> EvaluateConfig:
@@ -22,7 +23,7 @@ def other_model(config: EvaluateConfig) -> EvaluateConfig:
     against = str(config.against)
     file = Path(against, "config.yaml")
     if file.is_file():
-        ran = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        ran = OmegaConf.to_container(OmegaConf.load(file)) if read_config_file(file) else None
         if not isinstance(ran, dict):
             raise DpoError(f"{file} is not a configuration")
         given = read_config({str(key): value for key, value in ran.items()}, TrainConfig, [file])

@@ -21,6 +21,7 @@ from dpo_cli.commands.places import policy_files
 from dpo_cli.commands.resume import load_weights
 from dpo_cli.commands.row_facts import row_facts
 from dpo_cli.commands.rows import Rows, describe_rows, held_out_place, load_rows
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.config import DataConfig, EvaluateConfig
 from dpo_cli.data.collate import FlatBatch
 from dpo_cli.data.load import Data
@@ -53,6 +54,8 @@ def run(config: EvaluateConfig) -> None:
         DpoError: for what the user can mend.
     """
     console = Console(silent=os.environ.get("RANK", "0") != "0")
+    if output := config.output or config.run:
+        check_writable(Path(output), "output", "name another folder with output=FOLDER")
     loss = make_loss(config.loss.settings())
     rows = _rows(config, loss, console)
     distributed.start()
@@ -67,7 +70,6 @@ def run(config: EvaluateConfig) -> None:
     show(console, title, found, alarms)
     if generations is not None:
         show_generations(console, generations.rows(), found)
-    output = config.output or config.run
     if output is None:
         return
     Path(output).mkdir(parents=True, exist_ok=True)

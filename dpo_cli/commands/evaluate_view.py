@@ -13,6 +13,7 @@ from rich.text import Text
 from dpo_cli.evaluation.alarms import Alarm
 from dpo_cli.evaluation.intervals import Estimate
 from dpo_cli.tracking.console import Console
+from dpo_cli.whole_folder import write_file
 
 _NAMES = {
     "accuracy": "accuracy",
@@ -224,9 +225,7 @@ def into_card(card: Path, rows: str, found: Mapping[str, Any], alarms: Sequence[
     text = card.read_text(encoding="utf-8")
     before, start, rest = text.partition(_START)
     after = rest.partition(_END)[2] if start else ""
-    partial = card.with_suffix(".partial")
-    partial.write_text(f"{before.rstrip()}\n\n" + "\n".join(lines) + (after or "\n"), encoding="utf-8")
-    partial.replace(card)
+    write_file(card, f"{before.rstrip()}\n\n" + "\n".join(lines) + (after or "\n"))
 
 
 def _table(title: str, *headings: str) -> Table:

@@ -35,6 +35,7 @@ from dpo_cli.model.files import ModelFiles, find_files
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.score import score_all
 from dpo_cli.tracking.console import Console
+from dpo_cli.whole_folder import write_file
 
 
 @dataclass(frozen=True)
@@ -271,10 +272,7 @@ def write_generations(folder: Path, model: str, suffix: str, found: Generations)
         found: the answers.
     """
     path = folder / f"generations{suffix}.jsonl"
-    partial = path.with_suffix(".partial")
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()]
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
+    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()))
     for name, said in zip(("policy", "reference"), found.said, strict=True):
         if said:
             called = model if name == "policy" else f"{model}-reference"

@@ -11,6 +11,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.importing import import_config
 from dpo_cli.importing.draft import Draft
 from dpo_cli.importing.trl_options import TRAINERS
+from dpo_cli.whole_folder import write_file
 
 
 def run(words: Sequence[str]) -> None:
@@ -32,7 +33,7 @@ def run(words: Sequence[str]) -> None:
         print(text, end="")
         return
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(text, encoding="utf-8")
+    write_file(arguments.output, text)
     print(f"wrote {arguments.output}; {_summary(draft)}")
     print(_how_to_run(arguments.output))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console as Screen
 
 from dpo_cli.commands.rows import held_out_part, make_loader, training_parts
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.config import DataConfig, InspectConfig
 from dpo_cli.data.audit import NAMES, audit
 from dpo_cli.data.audit.result import LEVELS, Finding
@@ -27,6 +28,8 @@ def run(config: InspectConfig) -> None:
     """
     settings = config.inspect
     _check_names(settings.fail_on)
+    if settings.html is not None:
+        check_writable(Path(settings.html).parent, "--html", "choose another place for the page")
     console, screen = Console(), Screen(highlight=False)
     kind = make_loss(config.loss.settings()).kind
     loader = make_loader(config.model, config.data, console)

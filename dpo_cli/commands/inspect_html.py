@@ -14,6 +14,7 @@ from dpo_cli.commands.pages import environment
 from dpo_cli.commands.token_view import view, visible
 from dpo_cli.data.audit.result import Histogram, Result, Side
 from dpo_cli.data.types import Group
+from dpo_cli.whole_folder import write_file
 
 
 def write_html(file: Path, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group], result: Result) -> None:
@@ -39,7 +40,7 @@ def write_html(file: Path, tokenizer: PreTrainedTokenizerBase, groups: Sequence[
         ],
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page, encoding="utf-8")
+    write_file(file, page)
 
 
 def _histograms(side: Side) -> list[tuple[str, Histogram]]:

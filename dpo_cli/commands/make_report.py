@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.commands.arguments import Parser
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.errors import DpoError
 from dpo_cli.reporting.compare import Goal, common_goal
 from dpo_cli.reporting.runs import Run, byte_size, find_runs, read_runs
@@ -32,6 +33,7 @@ def run(words: Sequence[str], defaults: Defaults) -> None:
     file = arguments.out or places[0] / "report.html"
     if file.is_dir():
         raise DpoError(f"--out {file} is a folder; expected a file")
+    check_writable(file.parent, "dpo report", "name another file with --out FILE")
     from dpo_cli.commands.report_page import write_report
 
     title = " and ".join(place.resolve().name for place in places[:3]) + (" …" if len(places) > 3 else "")

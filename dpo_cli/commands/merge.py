@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_cli.commands.arguments import Parser
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.errors import DpoError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -48,13 +49,14 @@ def run(words: Sequence[str]) -> None:
 
 
 def check_output(folder: Path) -> None:
-    """Refuse a folder that holds something.
+    """Refuse a folder that holds something, or can't be made.
 
     Raises:
         DpoError: naming it.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise DpoError(f"merge: {folder} is there already: remove it, or choose another folder")
+    check_writable(folder.parent, "merge", "choose another place for the merged model")
 
 
 def _parser() -> argparse.ArgumentParser:

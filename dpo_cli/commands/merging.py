@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +30,7 @@ from dpo_cli.model.merge import (
     token_logps,
 )
 from dpo_cli.model.quantize import keep_one_path, quantization_options
+from dpo_cli.reporting.runs import read_config_file
 from dpo_cli.run_folder import read
 from dpo_cli.tracking.console import Console
 from dpo_cli.training.export import write_model
@@ -110,10 +110,7 @@ def _settings(path: str, run: Path | None) -> Mapping[str, Any] | None:
         file = Path(path, "config.yaml")
     else:
         file = Path(str(cached_file(path, "config.yaml", _raise_exceptions_for_missing_entries=False)))
-    if not file.is_file():
-        return None
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return values if isinstance(values, dict) else None
+    return read_config_file(file) or None
 
 
 def _held(adapter: Mapping[str, Any]) -> str | None:

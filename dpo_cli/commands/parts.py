@@ -292,6 +292,7 @@ class Setup:
                 token_budget=self.token_budget,
                 advance=advance,
                 shard=name,
+                warn=console.warn,
                 together=self._shard_of(files) is not None if usable is None else usable.shared,
             )
         return Reference(_stored(store), again, counts, identity, store.folder)

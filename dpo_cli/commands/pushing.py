@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from huggingface_hub import ModelCard
 from rich.table import Table
 
@@ -19,9 +17,11 @@ from dpo_cli.commands.card import FOLDER, license_of, model_card, plain_card, te
 from dpo_cli.commands.public import hub_id, public_name, public_yaml
 from dpo_cli.errors import DpoError
 from dpo_cli.hub import File, check_name, check_secrets, choose, upload
-from dpo_cli.model.files import CONFIG_FILE, ModelFiles
+from dpo_cli.model.files import CONFIG_FILE, ModelFiles, understood
+from dpo_cli.reporting.runs import read_config_file
 from dpo_cli.run_folder import RunRecord, read
 from dpo_cli.tracking.console import Console
+from dpo_cli.whole_folder import write_file
 
 _SHOWN = 8
 _CARD = "README.md"
@@ -138,11 +138,10 @@ def _card(model: _Model, folder: Path, *, renew: bool, write: bool) -> File:
         if there is None:
             raise DpoError(f"push: {path} is gone, and {model.run} does not say enough to write it again")
         return File(_CARD, there.encode())
-    text = model_card(model.settings, record, evaluation=_mapping(model.run / "eval.json"))
+    with understood(f"push: {model.run} does not say what a model card needs"):
+        text = model_card(model.settings, record, evaluation=_mapping(model.run / "eval.json"))
     if write and text != there:
-        partial = path.with_name(f".{_CARD}.{os.getpid()}")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_file(path, text)
         RunRecord(model.run).update(card=text_hash(text))
     return File(_CARD, text.encode(), "renewed" if text != there else "")
 
@@ -216,11 +215,7 @@ def _message(model: _Model) -> tuple[str, str]:
 
 def _mapping(file: Path) -> dict[str, Any] | None:
     """A YAML or JSON file that holds a mapping; None if there is none."""
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, yaml.YAMLError):
-        return None
-    return values if isinstance(values, dict) else None
+    return read_config_file(file) or None
 
 
 def _size(count: float) -> str:

@@ -17,6 +17,7 @@ from dpo_cli.data.tokenize import Encoding, tokenize
 from dpo_cli.data.types import Example, Group, Message, Tokens
 from dpo_cli.errors import DataError
 from dpo_cli.evaluation.samples import Samples
+from dpo_cli.whole_folder import write_file
 
 _PLACEHOLDER = "-"
 """Stands where the answer will be, so that a prompt is rendered and cut as it is in training."""
@@ -168,7 +169,5 @@ def write_answers(
         if listed
         else "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     )
-    partial = file.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_file(file, text + "\n")
     return file

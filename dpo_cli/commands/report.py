@@ -15,6 +15,7 @@ from dpo_cli.commands.card import MEASURED
 from dpo_cli.config import TrainConfig
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.tracking.console import Console
+from dpo_cli.whole_folder import write_file
 
 _SHOWN_SAMPLES = 5
 
@@ -31,9 +32,7 @@ def append_samples(run_dir: Path, samples: Samples, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if not line.startswith(f'{{"step": {step},')]
     new = [json.dumps(row, ensure_ascii=False) for row in samples.rows(step)]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in [*kept, *new]), encoding="utf-8")
-    partial.replace(path)
+    write_file(path, "".join(f"{line}\n" for line in [*kept, *new]))
 
 
 def show_samples(console: Console, before: Samples, after: Samples) -> None:

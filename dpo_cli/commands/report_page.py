@@ -27,6 +27,7 @@ from dpo_cli.reporting.compare import (
 from dpo_cli.reporting.evaluations import calibration, measured
 from dpo_cli.reporting.findings import findings, row_counts
 from dpo_cli.reporting.runs import Run, byte_size, duration, size_of
+from dpo_cli.whole_folder import write_file
 
 LABELS = {
     "samples/true_reward": "true reward",
@@ -96,9 +97,7 @@ def write_report(
         script_hash=script_hash(str(script)),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(page.encode("utf-8", "backslashreplace"))  # half a surrogate pair has no UTF-8
-    partial.replace(file)
+    write_file(file, page.encode("utf-8", "backslashreplace"))  # half a surrogate pair has no UTF-8
     return best
 
 

@@ -20,6 +20,7 @@ from dpo_cli import distributed
 from dpo_cli.commands.evaluate import load_scored
 from dpo_cli.commands.parts import Setup, as_lookup, resolve_precision, resolve_token_budget
 from dpo_cli.commands.rows import Rows, make_loader, training_parts
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.config import ScoreConfig
 from dpo_cli.data.build import first_ends
 from dpo_cli.data.collate import masks
@@ -50,6 +51,7 @@ def run(config: ScoreConfig) -> None:
     output = Path(str(config.output))
     if output.exists():
         raise DpoError(f"{output} exists: choose another file for the scored rows, or remove it first")
+    check_writable(output.parent, "output", "choose another place for the scored rows")
     distributed.start()
     try:
         counts, rewards = _score_file(config, output, console)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from dpo_cli.commands.places import policy_files, reference_place
 from dpo_cli.commands.report import config_yaml, show_outcome, show_samples
 from dpo_cli.commands.resume import check_same_run, find_checkpoint, load_weights, update_settings
 from dpo_cli.commands.rows import Rows, describe_rows, load_rows
+from dpo_cli.commands.writable import check_writable
 from dpo_cli.config import TrainConfig
 from dpo_cli.data.collate import collate
 from dpo_cli.data.load import fingerprint
@@ -37,7 +38,7 @@ from dpo_cli.model.flops import FlopsModel, count_weights, peak_flops
 from dpo_cli.model.quantize import check_stage
 from dpo_cli.objective import Objective
 from dpo_cli.reference.fingerprint import reference_files
-from dpo_cli.run_folder import RunRecord, check_free, identity, new_run_dir, this_process
+from dpo_cli.run_folder import RunRecord, check_free, differing_versions, held, identity, new_run_dir, this_process
 from dpo_cli.secret import hide
 from dpo_cli.stopping import StopRequest, stop_on_signals
 from dpo_cli.tracking.console import Console
@@ -47,6 +48,7 @@ from dpo_cli.training.checkpoint import folders as checkpoint_folders
 from dpo_cli.training.export import export, export_adapter
 from dpo_cli.training.guards import check_finite, check_zero_margin, zero_margin_gap
 from dpo_cli.training.loop import Rhythm, Window, Work, fit, memory
+from dpo_cli.whole_folder import leftovers, write_file
 
 _CHECKED_GROUPS = 4
 """Rows on which the loss at the start is checked."""
@@ -60,8 +62,7 @@ def run(config: TrainConfig) -> None:
     """
     started = time.monotonic()
     console = Console(silent=os.environ.get("RANK", "0") != "0")
-    if config.run_dir is not None and not _goes_on_in(Path(config.run_dir), config.resume):
-        check_free(Path(config.run_dir))
+    _check_folder(config)
     loss = make_loss(config.loss.settings())
     check_usable(tracker_names(config))
     _check_measured(config, loss)
@@ -70,9 +71,23 @@ def run(config: TrainConfig) -> None:
         rows = load_rows(config.model, config.data, loss, config.seed, console)
         distributed.start()
         try:
-            _in_folder(config, loss, rows, console, stop, started)
+            with ExitStack() as folder:
+                _in_folder(config, loss, rows, console, stop, started, folder)
         finally:
             distributed.stop()
+
+
+def _check_folder(config: TrainConfig) -> None:
+    """Refuse a run's folder that is taken, or can't be written to.
+
+    Raises:
+        DpoError: naming it.
+    """
+    run_dir = Path(config.run_dir or "runs")
+    for folder in (run_dir, run_dir / "checkpoints"):
+        check_writable(folder, "run_dir", "choose another folder, or have its owner let you write there")
+    if config.run_dir is not None and not _goes_on_in(run_dir, config.resume):
+        check_free(run_dir)
 
 
 def _check_measured(config: TrainConfig, loss: Loss) -> None:
@@ -98,11 +113,20 @@ def _goes_on_in(run_dir: Path, resume: str) -> bool:
 
 
 def _in_folder(
-    config: TrainConfig, loss: Loss, rows: Rows, console: Console, stop: StopRequest, started: float
+    config: TrainConfig,
+    loss: Loss,
+    rows: Rows,
+    console: Console,
+    stop: StopRequest,
+    started: float,
+    folder: ExitStack,
 ) -> None:
-    """Train in the run's folder, and keep its record."""
+    """Train in the run's folder, which is held until ``folder`` closes, and keep its record."""
     first = distributed.rank() == 0
     known = None if config.run_dir is None else Path(config.run_dir)
+    made = known is None or not known.exists()
+    if not made:
+        _hold(known, first, folder)
     if known is not None and config.resume == "auto" and RunRecord(known).values.get("status") == "done":
         console.result(f"{known} is finished; nothing is left to do")
         return
@@ -119,14 +143,21 @@ def _in_folder(
             reference_place(config.reference, config.model), cache_folder(config.reference.cache_dir)
         )
         check_same_run(resumed.state, data, update_settings(config, precision, files))
-    made = first and (known is None or not known.exists())
     run_dir = Path(distributed.from_first(str(_make_folder(config)) if first else ""))
+    if made:
+        _hold(run_dir, first, folder)
     if first:
-        (run_dir / "config.yaml").write_text(config_yaml(config, run_dir), encoding="utf-8")
+        for leftover in leftovers(run_dir):
+            leftover.unlink(missing_ok=True)
+        write_file(run_dir / "config.yaml", config_yaml(config, run_dir))
     record = RunRecord(run_dir, writes=first)
     begun = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     start = {"at": begun, "update": resumed.state.step if resumed else 0, "after": record.values.get("status")}
     record.update(starts=[*record.values.get("starts", []), start], process=this_process())
+    if resumed is not None and (other := differing_versions(record.values.get("versions") or {})):
+        console.warn(
+            f"the run goes on under other versions than before: {other}; it is the run it was, but not to the bit"
+        )
     record.update(status="running", started=begun, error=None, **identity())
     record.update(data={**rows.data.counts, "fingerprint": data}, precision=precision)
     console.say(describe_rows(rows, loss.kind))
@@ -140,6 +171,23 @@ def _in_folder(
         if first and code == ExitCode.USAGE and config.resume == "none" and not (run_dir / "metrics.jsonl").exists():
             _leave_no_trace(run_dir, made)
         raise
+
+
+def _hold(run_dir: Path | None, first: bool, folder: ExitStack) -> None:
+    """Hold the run's folder on the first rank.
+
+    Raises:
+        DpoError: on all ranks alike, if another run is at work in it.
+    """
+    problem = None
+    if first:
+        assert run_dir is not None
+        try:
+            folder.enter_context(held(run_dir))
+        except DpoError as error:
+            problem = str(error)
+    if problem := distributed.from_first(problem):
+        raise DpoError(problem)
 
 
 def _leave_no_trace(run_dir: Path, made: bool) -> None:
@@ -438,7 +486,7 @@ class _Run:
             )
 
     def _write_card(self, text: str) -> None:
-        (self.run_dir / "final" / "README.md").write_text(text, encoding="utf-8")
+        write_file(self.run_dir / "final" / "README.md", text)
         self.record.update(card=text_hash(text))
 
     def _card(self, hooks: RunHooks, updates: int) -> str:

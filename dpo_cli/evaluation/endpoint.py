@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 
 from dpo_cli.errors import DpoError, one_line
+from dpo_cli.whole_folder import write_file
 
 PROMPT = """\
 Below are a request and two answers to it, A and B. Judge which answer serves the person who asked better: is it \
@@ -86,9 +86,7 @@ class Endpoint:
         else:
             text = self._ask(client, body)
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps({"answer": text}), encoding="utf-8")
-            partial.replace(file)
+            write_file(file, json.dumps({"answer": text}))
         self.advance(1)
         verdicts = _VERDICT.findall(text)
         return _VALUES[verdicts[-1]] if verdicts else None

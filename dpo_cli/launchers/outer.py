@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -141,6 +141,22 @@ def _port(outer: Outer, environment: Mapping[str, str]) -> str:
     if not job:
         raise DpoError("MASTER_PORT is not set: name a free port of MASTER_ADDR, where the ranks meet")
     return str(20000 + zlib.crc32(job.encode()) % 10000)
+
+
+def drop_leftovers(environment: MutableMapping[str, str]) -> list[str]:
+    """Take out what says that there are ranks where no launcher has started any: left by other tools, or exported by
+    hand, it would have torch wait for ranks that never come.
+
+    Returns:
+        The names of what was taken out.
+    """
+    outer = find(environment)
+    if outer is not None and outer.launcher == "torchrun":
+        return []
+    left = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in environment]
+    for name in left:
+        del environment[name]
+    return left
 
 
 def check_none(launch: str) -> None:

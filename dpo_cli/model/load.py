@@ -19,7 +19,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.model.adapters import Adapter, NewAdapter, add_adapter, hold_in_bfloat16, load_adapter
 from dpo_cli.model.attention import GROUP_ATTENTION
 from dpo_cli.model.files import CONFIG_FILE, ModelFiles, check_links, find_files, first_line, understood
-from dpo_cli.model.weight_files import INDEX, SINGLE, Stored, check_sizes, read_headers, read_index
+from dpo_cli.model.weight_files import INDEX, SINGLE, Stored, check_quantised, check_sizes, read_headers, read_index
 
 # Layer kinds whose whole notion of the past is the attention function's. Recurrent, convolution and chunked
 # layers keep or mask it elsewhere, and would mix answers without any error.
@@ -98,7 +98,9 @@ def load_model(
         why_not = "model.attention=plain" if attention == "plain" else _why_no_groups(config)
         settings = config.get_text_config().to_dict()
     try:
-        check_sizes(settings, _stored(path, revision))
+        stored = _stored(path, revision)
+        check_sizes(settings, stored)
+        check_quantised(config.to_dict(), stored)
     except DpoError as error:
         raise DpoError(f"{name}: its weights could not be loaded ({error})") from None
     model = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from pathlib import Path
 
 import torch
 
 from dpo_cli.model.flops import peak_flops
+from dpo_cli.whole_folder import write_file
 
 _WORTH_IT = 1.4
 """How much faster bfloat16 matrix products must be on a CPU: casts and small operations eat some of the gain."""
@@ -38,9 +38,7 @@ def choose_precision(wanted: str, device: torch.device, memory: Path) -> str:
         slow, fast = peak_flops(device, "fp32"), peak_flops(device, "bf16")
         known[machine] = "bf16" if slow is not None and fast is not None and fast > _WORTH_IT * slow else "fp32"
         memory.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(known), encoding="utf-8")
-        partial.replace(file)
+        write_file(file, json.dumps(known))
     return str(known[machine])
 
 

@@ -122,7 +122,8 @@ def read_index(index: Path) -> dict[str, set[str]]:
 
 
 def check_sizes(settings: dict[str, Any], tensors: dict[str, Stored]) -> None:
-    """Refuse a configuration that calls for a model far larger than its files, before memory is taken for it.
+    """Refuse a configuration that calls for a model far larger than its files, before memory is taken for it, or for
+    none.
 
     Args:
         settings: a model's configuration, as plain values.
@@ -131,6 +132,8 @@ def check_sizes(settings: dict[str, Any], tensors: dict[str, Stored]) -> None:
     Raises:
         DpoError: naming the key.
     """
+    if settings.get("num_hidden_layers", 1) < 1:
+        raise DpoError(f"config.json says num_hidden_layers={settings['num_hidden_layers']}; expected 1 or more")
     widest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     limits = {"num_hidden_layers": len(tensors), **dict.fromkeys(_SIDES, widest)}
     for key, limit in limits.items():
@@ -138,6 +141,22 @@ def check_sizes(settings: dict[str, Any], tensors: dict[str, Stored]) -> None:
         if tensors and isinstance(value, int) and value > limit:
             what = f"{limit} tensors" if key == "num_hidden_layers" else f"no tensor wider than {limit:,}"
             raise DpoError(f"config.json says {key}={value:,}, and the files hold {what}")
+
+
+def check_quantised(settings: dict[str, Any], tensors: dict[str, Stored]) -> None:
+    """Refuse a configuration that says of plain weights that they are quantised: bitsandbytes would take them for it.
+
+    Args:
+        settings: a model's configuration, as plain values.
+        tensors: of its files; empty = not known.
+
+    Raises:
+        DpoError: if so.
+    """
+    said = settings.get("quantization_config")
+    in_bytes = any(tensor.dtype in ("U8", "I8") for tensor in tensors.values())
+    if isinstance(said, dict) and said.get("quant_method") == "bitsandbytes" and tensors and not in_bytes:
+        raise DpoError("config.json has a quantization_config, and the files hold no quantised weights: take it out")
 
 
 def is_plain_name(name: str) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -46,6 +47,7 @@ def fill(
     advance: Callable[[int], None] = lambda groups: None,
     shard: str | None = None,
     together: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> ReferenceCounts:
     """Compute what the store lacks for ``groups``, shared out over the ranks. All ranks must call it.
 
@@ -59,6 +61,7 @@ def fill(
         advance: told how many groups this rank has done since the last time.
         shard: the name of a part that ``groups`` are; other parts may be computed meanwhile. None = they are all.
         together: whether the ranks must run the model equally often, as where its weights are shared out over them.
+        warn: told what a killed process has left, which is removed.
 
     Raises:
         NumericsError: if log-probs are not finite.
@@ -67,6 +70,8 @@ def fill(
     seconds = 0.0
     with store.lock(shard) if rank() == 0 else nullcontext():
         store.refresh()
+        if rank() == 0 and (unfinished := store.clean_up(shard)):
+            warn(f"removed {unfinished} unfinished chunk{'s' * (unfinished > 1)} of a killed process in {store.folder}")
         missing: list[int] = from_first(store.missing(groups))
         if missing:
             policy = load()
@@ -75,7 +80,8 @@ def fill(
             for start in range(0, len(missing), _GROUPS_PER_CHUNK * world_size()):
                 mine = missing[start : start + _GROUPS_PER_CHUNK * world_size()][rank() :: world_size()]
                 filler = groups[missing[0]] if together else None
-                _compute(store, [groups[index] for index in mine], policy, token_budget, advance, filler)
+                keep = partial(store.add, shard=shard)
+                _compute(keep, [groups[index] for index in mine], policy, token_budget, advance, filler)
             seconds = time.perf_counter() - began
         wait_for_all()
     store.refresh()
@@ -99,7 +105,7 @@ def _check_finite(groups: Sequence[Group], logps: Sequence[Sequence[Logps]]) -> 
 
 
 def _compute(
-    store: ReferenceStore,
+    keep: Callable[[Sequence[Group], Sequence[Sequence[Logps]]], None],
     groups: Sequence[Group],
     policy: Policy,
     token_budget: int,
@@ -123,10 +129,10 @@ def _compute(
             done += batch
             advance(len(batch) * world_size())  # the other ranks do about as many
             if time.monotonic() - last_kept > _SECONDS_PER_CHUNK:
-                store.add(done, logps)
+                keep(done, logps)
                 done, logps, last_kept = [], [], time.monotonic()
         for _ in range(idle):
             assert filler is not None
             score(policy, [filler], share=policy.groups)
     finally:  # what a signal cuts off is not lost
-        store.add(done, logps[: len(done)])
+        keep(done, logps[: len(done)])

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import safetensors.numpy
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 from dpo_cli import faults
 from dpo_cli.data.types import Group, Tokens
 from dpo_cli.errors import DpoError, StorageError
-from dpo_cli.whole_folder import sync
+from dpo_cli.whole_folder import leftovers, write_file
 
 Logps = NDArray[np.float32]
 
@@ -60,7 +58,7 @@ class ReferenceStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         description = self.folder / "reference.json"
         if not description.exists():
-            _write(description, json.dumps(dict(identity), indent=2, sort_keys=True).encode())
+            write_file(description, json.dumps(dict(identity), indent=2, sort_keys=True), lasting=True)
         self._logps: dict[bytes, Logps] = {}
         self._read: set[str] = set()
         self.refresh()
@@ -82,8 +80,13 @@ class ReferenceStore:
                     found.setdefault(key, index)
         return sorted(set(found.values()))
 
-    def add(self, groups: Iterable[Group], logps: Iterable[Sequence[Logps]]) -> None:
+    def add(self, groups: Iterable[Group], logps: Iterable[Sequence[Logps]], *, shard: str | None = None) -> None:
         """Keep the token log-probs of each group's answers: one new chunk, complete or not there at all.
+
+        Args:
+            groups: some.
+            logps: one number for each token, by answer.
+            shard: whose part of the work it is, as for ``lock``.
 
         Raises:
             ValueError: if a number is not finite or there is one too few: nothing is kept.
@@ -104,7 +107,7 @@ class ReferenceStore:
             }
         )
         path = self.folder / f"chunk-{hashlib.sha256(data).hexdigest()}.safetensors"
-        _write(path, data)
+        write_file(path, data, lasting=True, writer=_part(shard))
         self._logps.update(entries)
         self._read.add(path.name)
         faults.reached("chunk", len(self._read))
@@ -135,8 +138,18 @@ class ReferenceStore:
         Args:
             shard: of a part of the work only, named so.
         """
-        part = "" if shard is None else f"-{shard.replace('/', '-of-')}"
-        return FileLock(self.folder / f"computing{part}.lock")
+        part = _part(shard)
+        return FileLock(self.folder / f"computing{'-' if part else ''}{part}.lock")
+
+    def clean_up(self, shard: str | None = None) -> int:
+        """Remove chunks that a killed process has not finished; returns how many.
+
+        Only who holds ``lock(shard)`` may do it, before anything is added: nobody else writes chunks of this shard.
+        """
+        found = leftovers(self.folder, "chunk-*", _part(shard))
+        for partial in found:
+            partial.unlink(missing_ok=True)
+        return len(found)
 
 
 def read_chunk(path: Path) -> dict[bytes, Logps]:
@@ -154,15 +167,6 @@ def read_chunk(path: Path) -> dict[bytes, Logps]:
     return {key.tobytes(): part for key, part in zip(tensors["keys"], parts, strict=True)}
 
 
-def _write(path: Path, data: bytes) -> None:
-    """All of a file or none of it, whatever happens."""
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")  # several machines may share the folder
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+def _part(shard: str | None) -> str:
+    """Of file names: empty for all of the work, ``3-of-16`` for a part of it."""
+    return "" if shard is None else shard.replace("/", "-of-")

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from dpo_cli.errors import DpoError
-from dpo_cli.run_folder import is_alive
+from dpo_cli.run_folder import from_json, is_alive, read, shaped
 
 _PARTS = ("run.json", "config.yaml", "metrics.jsonl")
 _DEEPEST = 4
@@ -25,6 +26,15 @@ _SILENT_SECONDS = 600.0
 
 _SURELY_DEAD_SECONDS = 86_400.0
 """The same, before anything of it is removed."""
+
+_MOST_VALUES = 100_000
+"""Of a configuration; a long one has hundreds."""
+
+_CONFIG: dict[str, Any] = {
+    **{name: {} for name in ("loss", "optim", "data", "reference", "train", "eval", "engine", "launch", "tracker")},
+    "model": {"adapter": {}},
+}
+"""What is a mapping in ``config.yaml``."""
 
 Word = Literal["running", "done", "preempted", "failed", "broken"]
 
@@ -137,7 +147,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 def read_run(folder: Path, name: str | None = None) -> Run:
     """All of a run; what can't be read is said in ``unread``, and the rest is there."""
     unread: list[str] = []
-    record = _json(folder / "run.json", unread)
+    record = read(folder, unread)
     return Run(
         folder=folder,
         name=name or folder.name,
@@ -152,19 +162,39 @@ def read_run(folder: Path, name: str | None = None) -> Run:
 
 
 def read_config_file(path: Path, unread: list[str] | None = None) -> dict[str, Any]:
-    """A resolved configuration as plain values; nothing in it is run. Empty if it can't be read."""
-    try:
-        # The fast reader is a part of PyYAML that some builds lack.
-        values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except FileNotFoundError:
+    """A resolved configuration as plain values; nothing in it is run. Empty if it can't be read.
+
+    Args:
+        path: of the file.
+        unread: takes what could not be read, for people.
+    """
+    if not path.exists():
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        values = None
-    if isinstance(values, dict):
-        return values
+    values = None
+    with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
+        if path.is_file():
+            # The fast reader is a part of PyYAML that some builds lack.
+            values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    if isinstance(values, dict) and not _is_endless(values):
+        return shaped(values, _CONFIG, f"{path.name}: ", unread)
     if unread is not None:
         unread.append(f"{path.name} could not be read")
     return {}
+
+
+def _is_endless(values: Any) -> bool:
+    """Whether a few lines of YAML stand for more than any configuration holds: an alias stands for all that it names,
+    which may hold aliases, or itself."""
+    level, seen = [values], 0
+    while level and seen <= _MOST_VALUES:
+        seen += len(level)
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    return seen > _MOST_VALUES
 
 
 def status_of(folder: Path, record: dict[str, Any], now: float | None = None) -> Status:
@@ -195,7 +225,7 @@ def status_of(folder: Path, record: dict[str, Any], now: float | None = None) ->
 def may_be_running(folder: Path, now: float | None = None) -> bool:
     """Whether something might still write into a run's folder: it has not ended, and is not known to be dead. What runs
     on another machine is taken for dead after a day without a sign."""
-    record = _json(folder / "run.json", [])
+    record = read(folder)
     if record.get("status") in ("done", "preempted", "failed"):
         return False
     alive = is_alive(record.get("process"))
@@ -206,7 +236,11 @@ def may_be_running(folder: Path, now: float | None = None) -> bool:
 def last_change(folder: Path) -> float:
     """When a run last wrote something, in seconds since 1970."""
     places = [folder / name for name in (*_PARTS, "samples.jsonl", "checkpoints", "final")]
-    return max((place.stat().st_mtime for place in places if place.exists()), default=folder.stat().st_mtime)
+    times = []
+    for place in places:
+        with suppress(FileNotFoundError):  # a run that is at work replaces its files
+            times.append(place.stat().st_mtime)
+    return max(times, default=folder.stat().st_mtime)
 
 
 def inside(values: Any, *names: str) -> Any:
@@ -226,28 +260,23 @@ def planned(record: dict[str, Any], config: dict[str, Any]) -> int | None:
 
 def newest_step(folder: Path) -> int:
     """Updates done by the last line of metrics, found without reading the others."""
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
         return 0
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):  # half a line, of a run that was killed
-            continue
-    return 0
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+        lines = file.read().splitlines()
+    # The last may be half a line, of a run that was killed.
+    return next((values["step"] for line in reversed(lines) if (values := _line(line)) is not None), 0)
 
 
 def some_metrics(folder: Path, name: str) -> Series | None:
     """One metric of a run; lines without it are not looked into."""
-    word = json.dumps(name)
-    try:
-        with (folder / "metrics.jsonl").open(encoding="utf-8", errors="replace") as file:
-            lines = [line for line in file if word in line]
-    except FileNotFoundError:
+    word, path = json.dumps(name), folder / "metrics.jsonl"
+    if not path.is_file():
         return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        lines = [line for line in file if word in line]
     return _series(_parsed(lines, [])).get(name)
 
 
@@ -256,7 +285,8 @@ def size_of(folder: Path) -> int:
     total = 0
     for place, _, files in os.walk(folder):
         for name in files:
-            total += os.lstat(os.path.join(place, name)).st_size
+            with suppress(FileNotFoundError):  # a run that is at work removes old checkpoints
+                total += os.lstat(os.path.join(place, name)).st_size
     return total
 
 
@@ -278,12 +308,11 @@ def byte_size(count: float) -> str:
 
 
 def _json(path: Path, unread: list[str]) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError):
-        values = None
+    values = None
+    with suppress(OSError):
+        values = from_json(path.read_bytes()) if path.is_file() else None
     if isinstance(values, dict):
         return values
     unread.append(f"{path.name} could not be read")
@@ -291,26 +320,33 @@ def _json(path: Path, unread: list[str]) -> dict[str, Any]:
 
 
 def _lines(path: Path, unread: list[str]) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            bad: list[int] = []
-            yield from _parsed(file, bad)
-    except FileNotFoundError:
+    if not path.exists():
         return
+    if not path.is_file():
+        unread.append(f"{path.name} could not be read")
+        return
+    bad: list[int] = []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        yield from _parsed(file, bad)
     if bad:
         unread.append(f"{path.name}: {len(bad)} line{'s' * (len(bad) > 1)} could not be read, the first is {bad[0]}")
 
 
 def _parsed(lines: Iterable[str], bad: list[int]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            values = None
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            yield values
-        else:
+        if (values := _line(line)) is None:
             bad.append(number)
+        else:
+            yield values
+
+
+def _line(text: str | bytes) -> dict[str, Any] | None:
+    """A line of metrics or samples; None if it is none."""
+    values = from_json(text)
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        return None
+    numbers = [value for value in values.values() if isinstance(value, int)]
+    return values if all(abs(number) < 1 << 63 for number in numbers) else None
 
 
 def _series(lines: Iterable[dict[str, Any]]) -> dict[str, Series]:

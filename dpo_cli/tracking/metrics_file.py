@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from dpo_cli.whole_folder import write_file
+
 
 class JsonLines:
     """``metrics.jsonl``: one object per line, with ``step``."""
@@ -26,9 +28,7 @@ class JsonLines:
         self._said: set[tuple[int, frozenset[str]]] = set()
         if resume_after is not None and path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= resume_after]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            partial.replace(path)
+            write_file(path, "".join(f"{line}\n" for line in kept))
             for line in kept:
                 values = json.loads(line)
                 step = int(values.pop("step"))

@@ -201,6 +201,8 @@ def read(folder: Path) -> Checkpoint:
         CheckpointError: if it is incomplete or damaged.
     """
     try:
+        for name in ("manifest.json", "state.json"):
+            _check_plain(folder / name)
         files: Mapping[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if odd := [name for name in files if not is_plain_name(name)]:
             raise CheckpointError(f"{folder}: its manifest names {one_line(odd[0])}, which is not a file in it")
@@ -258,11 +260,18 @@ def find(where: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def _check(file: Path, written: Mapping[str, Any]) -> None:
+    _check_plain(file)
     found, expected = file.stat().st_size, int(written["bytes"])
     if found != expected:
         raise CheckpointError(f"{file.parent}: {file.name} has {found:,} bytes, and {expected:,} were written")
     if sha256(file) != written["sha256"]:
         raise CheckpointError(f"{file.parent}: {file.name} has changed since it was written")
+
+
+def _check_plain(file: Path) -> None:
+    """Refuse what is there and no file: to open a pipe is to wait for whoever writes to it."""
+    if file.exists() and not file.is_file():
+        raise CheckpointError(f"{file.parent} is not a complete checkpoint ({file.name} is no ordinary file)")
 
 
 def _files(folder: Path, name: str) -> list[Path]:

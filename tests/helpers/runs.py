@@ -92,9 +92,28 @@ class Place:
         variables: Mapping[str, str] | None = None,
         seconds: float | None = None,
     ) -> Ended:
-        """Run the command in a fork; nothing of it is left running.
+        """``dpo_at_once``, of one."""
+        (ended,) = self.dpo_at_once(
+            1, command, arguments, *flags, fault=fault, cache=cache, cwd=cwd, variables=variables, seconds=seconds
+        )
+        return ended
+
+    def dpo_at_once(
+        self,
+        count: int,
+        command: str,
+        arguments: Mapping[str, object],
+        *flags: str,
+        fault: str | None = None,
+        cache: Path | None = None,
+        cwd: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+        seconds: float | None = None,
+    ) -> list[Ended]:
+        """Run the command in forks that start together; nothing of them is left running.
 
         Args:
+            count: of forks.
             command: ``train``, ``eval``, ``precompute-ref``.
             arguments: overrides; None = null.
             flags: more words.
@@ -111,12 +130,13 @@ class Place:
         if fault is not None:
             environment["DPO_FAULT"] = fault
         words = [command, *(f"{key}={'null' if value is None else value}" for key, value in arguments.items()), *flags]
-        if seconds is None:
-            return Ended(*forks.run(words, environment, cwd or self.root))
+        options = {} if seconds is None else {"timeout": seconds}
         try:
-            return Ended(*forks.run(words, environment, cwd or self.root, timeout=seconds))
+            return [Ended(*said) for said in forks.run_at_once(words, environment, cwd or self.root, count, **options)]
         except TimeoutError as killed:
-            return Ended(-signal.SIGKILL, "", str(killed))
+            if seconds is None:
+                raise
+            return [Ended(-signal.SIGKILL, "", str(killed))] * count
 
     def try_run(self, run_dir: Path, changes: Mapping[str, object] | None = None, **options: Any) -> Ended:
         """``dpo train`` with the usual arguments and ``changes``."""

@@ -146,3 +146,20 @@ def test_alone_nothing_is_waited_for(only, waited: list[float]) -> None:
     with pytest.raises(RuntimeError, match=r"^Connection closed by peer$"), said_once():
         raise RuntimeError("Connection closed by peer")
     assert waited == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "left"),
+    [
+        ({"WORLD_SIZE": "4"}, ["WORLD_SIZE"]),
+        ({"RANK": "1", "LOCAL_RANK": "abc"}, ["RANK", "LOCAL_RANK"]),
+        ({"RANK": "3", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, ["RANK"]),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, []),
+        ({}, []),
+    ],
+)
+def test_leftovers_of_other_launchers_are_taken_out(environment: dict[str, str], left: list[str]) -> None:
+    before = {**environment, "HOME": "/home"}
+    after = dict(before)
+    assert outer.drop_leftovers(after) == left
+    assert after == {name: value for name, value in before.items() if name not in left}

@@ -88,3 +88,20 @@ def test_a_tokenizers_files_lead_nowhere(folder: Path, tmp_path: Path) -> None:
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert all(path.is_relative_to(tmp_path / "out" / "deep" / "er") for path in written)
     assert not [path for path in written if "canary" in path.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"num_hidden_layers": -1}, "config.json says num_hidden_layers=-1; expected 1 or more"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "config.json has a quantization_config, and the files hold no quantised weights",
+        ),
+    ],
+)
+def test_a_configuration_of_another_model_is_named(changed: dict[str, Any], says: str, folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, **changed}))
+    with pytest.raises(DpoError, match=says):
+        load(folder)

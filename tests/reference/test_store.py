@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from dpo_cli.data.collate import collate
 from dpo_cli.data.types import Group, Pair
 from dpo_cli.errors import DpoError, ExitCode, StorageError
-from dpo_cli.reference import store as store_module
+from dpo_cli.reference.compute import fill
 from dpo_cli.reference.store import MissingReference, ReferenceStore, answer_key
 
 IDENTITY = {"files": {"model.safetensors": "ab12"}, "precision": "fp32", "attention": "groups", "added_rows": 0}
@@ -219,7 +220,7 @@ def test_an_interrupted_write_leaves_no_chunk(tmp_path: Path, monkeypatch, faili
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.os if failing == "fsync" else Path, failing, fail)
+        patch.setattr(os if failing == "fsync" else Path, failing, fail)
         with pytest.raises(KeyboardInterrupt):
             store.add(groups, make_logps(groups))
     assert sorted(path.name for path in store.folder.iterdir()) == ["reference.json"]
@@ -270,3 +271,20 @@ def test_the_lock_keeps_a_second_run_waiting(tmp_path: Path) -> None:
         second.lock().acquire(timeout=0.05)
     with second.lock():
         pass
+
+
+def test_chunks_that_were_not_finished_are_removed_by_who_does_the_same_work(tmp_path: Path) -> None:
+    store = ReferenceStore(tmp_path, IDENTITY)
+    mine, others = (store.folder / f".chunk-ab.safetensors.{part}.1f.partial" for part in ("", "3-of-16"))
+    mine.touch()
+    others.touch()
+    said: list[str] = []
+    groups = make_groups(4)
+    store.add(groups, make_logps(groups))
+    fill(store, groups, lambda: pytest.fail("nothing is missing"), token_budget=100, warn=said.append)
+    assert said == [f"removed 1 unfinished chunk of a killed process in {store.folder}"]
+    assert not mine.exists()
+    fill(store, groups, lambda: pytest.fail("nothing is missing"), token_budget=100, shard="3/16", warn=said.append)
+    assert not others.exists()
+    fill(store, groups, lambda: pytest.fail("nothing is missing"), token_budget=100, warn=said.append)
+    assert len(said) == 2

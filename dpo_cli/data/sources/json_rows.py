@@ -114,7 +114,7 @@ def _check_first_line(line: bytes, file: File) -> None:
             f"{file.name}: an object that goes over several lines: expected one object on each line, or a list of "
             "objects, [{...}, {...}], in a .json file"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):  # of this row alone, which is met again
         return
 
 

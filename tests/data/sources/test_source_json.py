@@ -261,3 +261,10 @@ def test_what_unpacks_to_far_more_than_it_is_does_not_fill_memory(tmp_path: Path
         assert tracemalloc.get_traced_memory()[1] < 35_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_first_line_that_is_too_deep_is_a_bad_row_too(tmp_path: Path) -> None:
+    place = write(tmp_path / "a.jsonl", b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n" + LINE)
+    first, second = source(place).rows()
+    assert "lie more than 100 deep in each other" in first.problem
+    assert second.problem == ""
