@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -343,8 +344,10 @@ class RunHooks:
                 keep_last, best_step = self.config.train.keep_last, self.best.get("step")
                 checkpoint.clean_up(folder, keep_last=keep_last, best_step=best_step, newest=step)
         except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                return error.strerror or str(error)
             free = shutil.disk_usage(self.run_dir).free
-            return f"{error.strerror or error}; {free:,} bytes are free in {self.run_dir}"
+            return f"{error.strerror}; {free:,} bytes are free in {self.run_dir}"
         except CheckpointError as error:
             return f"it is not what was written: {error}"
         return None

@@ -74,7 +74,10 @@ def show_outcome(console: Console, run_dir: Path, record: Mapping[str, Any]) -> 
 def _first_values(run_dir: Path) -> dict[str, float]:
     """What was measured before the first update; a KL to oneself is 0."""
     found: dict[str, float] = {"samples/kl": 0.0}
-    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():  # somebody has deleted it, and the run is done all the same
+        return found
+    for line in path.read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
         if values.pop("step") == 0:
             found.update(values)

@@ -11,7 +11,9 @@ import pytest
 from helpers.run_folders import make_run
 
 from dpo_cli.cli import main
+from dpo_cli.commands.report import show_outcome
 from dpo_cli.errors import DpoError
+from dpo_cli.tracking.console import Console
 from dpo_cli.training import checkpoint
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -122,3 +124,9 @@ def test_the_other_model_of_an_evaluation_may_be_strange_too(tmp_path: Path) -> 
     (tmp_path / "config.yaml").write_text(BOMB)
     with pytest.raises(DpoError, match="is not a configuration"):
         other_model(composed("eval", ["model.path=a", "data.path=b.jsonl", f"against={tmp_path}"]))
+
+
+def test_a_run_whose_metrics_were_deleted_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    final = {"eval/loss": 0.5, "pairs_per_second": 3.0, "memory/rss_gib": 1.0}
+    show_outcome(Console(), tmp_path, {"final": final, "updates": 4, "seconds": 2.0})
+    assert "4 updates in 2 s" in capsys.readouterr().out
