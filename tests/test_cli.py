@@ -612,9 +612,10 @@ def test_a_run_folder_that_is_taken_is_left_as_it_is(name: str, taken: dict[str,
         assert not list((inputs / "empty").iterdir())
         return
     assert len(found.problems) == 1
-    assert f"run_dir={name} is " in found.problems[0]
     if name == "full":
+        assert "run_dir=full is not empty" in found.problems[0]
         assert "resume=auto" in found.problems[0]
         assert [entry.name for entry in (inputs / "full").iterdir()] == ["keep.txt"]
     else:
+        assert "run_dir: notes.txt can't be written to (notes.txt is a file)" in found.problems[0]
         assert (inputs / name).read_text(encoding="utf-8") == "notes"

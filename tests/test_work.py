@@ -281,6 +281,7 @@ class Runs:
             *(f"data.eval={root / 'held-out.jsonl'}", "data.workers=1", "tracker.mode=disabled"),
             *("train.precision=fp32", "train.batch_size=4", f"train.epochs={EPOCHS}"),
             "train.tokens_per_micro_batch=1024",
+            "train.activation_checkpointing=none",  # choosing runs layers on tensors without content
         ]
         with metered(LAYERS) as meter, self._patch.context() as patch:
             self._watch(meter, patch)
