@@ -113,7 +113,7 @@ def test_a_real_model_on_real_preferences(tmp_path: Path) -> None:
     that newline as the last token of an answer, we end at <|im_end|>. So trl's copy of the template ends there too."""
     with gzip.open(Path(REAL_DATA) / "hh_harmless.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    rows = [row for row in rows if max(len(row["chosen"]), len(row["rejected"])) < 1200][:8]
+    rows = [row for row in rows if max(len(row["chosen"]), len(row["rejected"])) < 500][:8]
     template = (Path(REAL_MODEL) / "chat_template.jinja").read_text(encoding="utf-8")
     ending = "+ '<|im_end|>' + '\n'}}{% endfor %}"
     assert template.count(ending) == 1
@@ -127,7 +127,7 @@ def test_a_real_model_on_real_preferences(tmp_path: Path) -> None:
         trl_rows=[from_hh(row) for row in rows],
         epochs=1,
         lr=5e-6,
-        budget=600,
+        budget=250,
     )
     both = run_both({"smollm2": case}, tmp_path)["smollm2"]
     assert len(both.ours) == 2

@@ -30,9 +30,9 @@ def test_a_recipe_trains_evaluates_and_leaves_a_model(
     recipe: str, file: str, wanted: str, held_out: float, tmp_path: Path
 ) -> None:
     small = [
-        "data.limit=12",
-        "data.max_length=256",
-        "train.batch_size=6",
+        "data.limit=8",
+        "data.max_length=160",
+        "train.batch_size=4",
         "train.eval_every=null",
         "optim.warmup_ratio=0",
     ]
