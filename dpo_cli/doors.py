@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MappingNode, Node, SequenceNode, YAMLError  # type: ignore[import-untyped] # OmegaConf reads with it
 from yaml.constructor import ConstructorError  # type: ignore[import-untyped]
 
+from dpo_cli.bounded import MOST_VALUES, is_endless
 from dpo_cli.errors import ConfigError
 from dpo_cli.overrides import is_flag
 
@@ -34,26 +35,15 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 environment, where a configuration says."""
 
 
-_MOST_VALUES = 100_000
-"""Of a configuration file; a long one has hundreds."""
-
-
 @contextmanager
 def bounded_yaml() -> Iterator[None]:
-    """Inside, OmegaConf takes no file of a few lines that stands for more values than any configuration has: an alias
-    stands for all that it names, which may hold aliases, or itself."""
+    """Inside, OmegaConf takes no file of a few lines that stands for more values than any configuration has."""
     ordinary = _utils.get_yaml_loader
 
     class Bounded(ordinary()):  # type: ignore[misc]
         def construct_document(self, node: Node) -> Any:
-            level, seen = [node], 0
-            while level:
-                seen += len(level)
-                if seen > _MOST_VALUES:
-                    raise ConstructorError(
-                        None, None, f"more than {_MOST_VALUES:,} values, by aliases", node.start_mark
-                    )
-                level = [inner for each in level for inner in _inner(each)]
+            if is_endless(node, _inner):
+                raise ConstructorError(None, None, f"more than {MOST_VALUES:,} values, by aliases", node.start_mark)
             try:
                 values = super().construct_document(node)
             except ValueError as error:  # a number of more digits than Python reads

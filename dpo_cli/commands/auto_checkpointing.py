@@ -11,7 +11,7 @@ import torch
 from dpo_cli import distributed
 from dpo_cli.commands.layout import HEADROOM, layout_of
 from dpo_cli.commands.parts import Scorer
-from dpo_cli.commands.plan_batch import largest_micro_batch
+from dpo_cli.commands.plan_batch import largest_micro_batch, some_steps
 from dpo_cli.commands.plan_fit import is_capped
 from dpo_cli.commands.plan_view import size
 from dpo_cli.config import TrainConfig
@@ -70,7 +70,7 @@ def decide(
     precision: str,
     room: float | None,
 ) -> Decision:
-    """The kind that computes least again of those that fit. All ranks must call it; the first decides for all.
+    """The kind that computes least again of those that fit. One rank decides, as all must do alike.
 
     Args:
         config: the run's.
@@ -81,22 +81,6 @@ def decide(
         precision: ``fp32`` or ``bf16``.
         room: as ``room_here`` gave it.
     """
-    decision = None
-    if distributed.rank() == 0:
-        decision = _decide(config, loss, scorer, groups, plan, precision, room)
-    found: Decision = distributed.from_first(decision)
-    return found
-
-
-def _decide(
-    config: TrainConfig,
-    loss: Loss,
-    scorer: Scorer,
-    groups: Sequence[Group],
-    plan: Plan,
-    precision: str,
-    room: float | None,
-) -> Decision:
     if not can_checkpoint(scorer.loaded.model):
         return Decision("none", "none, as this model's layers can't compute anything again", True, {}, room)
     if room is None:
@@ -125,7 +109,7 @@ def _estimates(
     """Of the run with each kind."""
     settings, adapter = scorer.loaded.model.config, _adapter(scorer)
     lengths = [scorer.lengths(group) for group in groups]
-    members, micro_batches = largest_micro_batch(plan, lengths)
+    members, micro_batches = largest_micro_batch(some_steps(plan), lengths)
     batch = collate([groups[index] for index in members], share=scorer.policy.groups, predict_prompts=loss.needs_prompt)
     gpu = distributed.device().type == "cuda"
     kept = activations(settings, batch, precision=precision, kernel=gpu and precision == "bf16", adapter=adapter)

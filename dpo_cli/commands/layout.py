@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dpo_cli.config import TrainConfig
 from dpo_cli.config_adapters import NewAdapterConfig
-from dpo_cli.engine.settings import resolve_stage
+from dpo_cli.engine.settings import offload_device, resolve_stage
 from dpo_cli.losses import Loss
 from dpo_cli.model.memory import Checkpointing, Layout, Offload, ReferenceKind, Sampling
 
@@ -41,8 +41,7 @@ def layout_of(
 
 def offload_of(config: TrainConfig) -> Offload:
     """What ZeRO keeps in the host's memory."""
-    zero = config.engine.deepspeed.get("zero_optimization", {})
-    moved = [name for name in ("optimizer", "param") if zero.get(f"offload_{name}", {}).get("device", "none") != "none"]
+    moved = [what for what in ("optimizer", "param") if offload_device(config.engine.deepspeed, what) != "none"]
     return "all" if "param" in moved else "optimizer" if moved else "none"
 
 

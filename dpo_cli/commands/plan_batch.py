@@ -122,8 +122,8 @@ class Source:
             token_budget=budget,
             padded=not self.share,
         )
-        steps = _some(plan)
-        largest, micro_batches = largest_micro_batch(plan, lengths)
+        steps = some_steps(plan)
+        largest, micro_batches = largest_micro_batch(steps, lengths)
         batch = self._collate([groups[index] for index in largest])
         every = rows.all
         return Batches(
@@ -141,21 +141,22 @@ class Source:
         )
 
 
-def largest_micro_batch(plan: Plan, lengths: Sequence[int]) -> tuple[MicroBatch, int]:
-    """The largest micro-batch of a run, and the most that an update has on each rank.
+def some_steps(plan: Plan) -> list[Step]:
+    """Updates of a run, from the first to the last, by which to judge all: each takes a while to be made."""
+    return [plan[index] for index in sorted({round(at) for at in np.linspace(0, len(plan) - 1, _LOOKED_AT)})]
+
+
+def largest_micro_batch(steps: Sequence[Step], lengths: Sequence[int]) -> tuple[MicroBatch, int]:
+    """The largest micro-batch of some updates, and the most that one of these has on each rank.
 
     Args:
-        plan: of which updates from the first to the last are looked at.
+        steps: the updates.
         lengths: tokens of each group.
     """
-    ranks = [rank for step in _some(plan) for rank in step.ranks]
+    ranks = [rank for step in steps for rank in step.ranks]
     every = [micro for rank in ranks for micro in rank if micro]
     largest = max(every, key=lambda micro: (sum(lengths[index] for index in micro), micro))
     return largest, max(map(len, ranks))
-
-
-def _some(plan: Plan) -> list[Step]:
-    return [plan[index] for index in sorted({round(at) for at in np.linspace(0, len(plan) - 1, _LOOKED_AT)})]
 
 
 def assumed_group(plan: PlanSection, data: DataConfig, kind: Kind) -> tuple[Group, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli import distributed
-from dpo_cli.commands.auto_checkpointing import decide, room_here
+from dpo_cli.commands.auto_checkpointing import Decision, decide, room_here
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.card import about, model_card, text_hash
 from dpo_cli.commands.hooks import RunHooks, is_of, open_file, start_trackers, tracker_names
@@ -411,7 +411,10 @@ class _Run:
             self.record.update(activation_checkpointing={"kind": wanted})
             return wanted
         groups = self.rows.data.train
-        found = decide(self.config, self.loss, scorer, groups, plan, precision=self.precision, room=room)
+        decision = None
+        if distributed.rank() == 0:
+            decision = decide(self.config, self.loss, scorer, groups, plan, precision=self.precision, room=room)
+        found: Decision = distributed.from_first(decision)
         self.record.update(
             activation_checkpointing={"kind": found.kind, "estimated": found.estimated, "room": found.room}
         )

@@ -7,9 +7,10 @@ from typing import Any
 
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
+from dpo_cli.engine.settings import offload_device
 from dpo_cli.errors import DpoError
 
-_LOWEST = {"offload_optimizer": 1, "offload_param": 3}
+_LOWEST = {"optimizer": 1, "param": 3}
 """The lowest ZeRO stage that can."""
 _LOWEST_NVME = 3
 
@@ -24,10 +25,9 @@ def check_offload(extra: Mapping[str, Any], zero_stage: int) -> None:
     Raises:
         DpoError: naming what to change or install.
     """
-    for name, lowest in _LOWEST.items():
-        settings = extra.get("zero_optimization", {}).get(name)
-        device = settings.get("device", "none") if isinstance(settings, Mapping) else "none"
-        key = f"engine.deepspeed.zero_optimization.{name}.device={device}"
+    for what, lowest in _LOWEST.items():
+        device = offload_device(extra, what)
+        key = f"engine.deepspeed.zero_optimization.offload_{what}.device={device}"
         needed = _LOWEST_NVME if device == "nvme" else lowest
         if device != "none" and zero_stage < needed:
             raise DpoError(f"{key} has no effect at ZeRO {zero_stage}: set engine.zero_stage={needed}, or leave it out")

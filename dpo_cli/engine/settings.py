@@ -42,6 +42,17 @@ def resolve_stage(wanted: int | str, world_size: int) -> int:
     return 0 if world_size == 1 else 2
 
 
+def offload_device(extra: Mapping[str, Any], what: str) -> str:
+    """Where ZeRO is to keep something: ``none`` (where it is), ``cpu`` or ``nvme``.
+
+    Args:
+        extra: the user's DeepSpeed keys.
+        what: ``optimizer`` or ``param``.
+    """
+    settings = extra.get("zero_optimization", {}).get(f"offload_{what}")
+    return str(settings.get("device", "none")) if isinstance(settings, Mapping) else "none"
+
+
 def deepspeed_config(*, zero_stage: int, max_grad_norm: float | None, extra: Mapping[str, Any]) -> dict[str, Any]:
     """What DeepSpeed is told.
 

@@ -15,6 +15,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from dpo_cli.bounded import is_endless
 from dpo_cli.errors import DpoError
 from dpo_cli.run_folder import from_json, is_alive, read, shaped
 
@@ -26,9 +27,6 @@ _SILENT_SECONDS = 600.0
 
 _SURELY_DEAD_SECONDS = 86_400.0
 """The same, before anything of it is removed."""
-
-_MOST_VALUES = 100_000
-"""Of a configuration; a long one has hundreds."""
 
 _CONFIG: dict[str, Any] = {
     **{name: {} for name in ("loss", "optim", "data", "reference", "train", "eval", "engine", "launch", "tracker")},
@@ -175,26 +173,17 @@ def read_config_file(path: Path, unread: list[str] | None = None) -> dict[str, A
         if path.is_file():
             # The fast reader is a part of PyYAML that some builds lack.
             values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    if isinstance(values, dict) and not _is_endless(values):
+    if isinstance(values, dict) and not is_endless(values, _inner):
         return shaped(values, _CONFIG, f"{path.name}: ", unread)
     if unread is not None:
         unread.append(f"{path.name} could not be read")
     return {}
 
 
-def _is_endless(values: Any) -> bool:
-    """Whether a few lines of YAML stand for more than any configuration holds: an alias stands for all that it names,
-    which may hold aliases, or itself."""
-    level, seen = [values], 0
-    while level and seen <= _MOST_VALUES:
-        seen += len(level)
-        level = [
-            inner
-            for value in level
-            if isinstance(value, dict | list)
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
-    return seen > _MOST_VALUES
+def _inner(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def status_of(folder: Path, record: dict[str, Any], now: float | None = None) -> Status:
