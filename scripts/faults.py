@@ -40,7 +40,7 @@ Trial = Callable[[Ground, Path], str]
 LORA = {"model/adapter": "lora", "model.adapter.dropout": 0.2}
 KILL_POINTS = ("micro-batch:2.1", "update:5", "micro-batch:7.2", "before-rename:4", "evaluation:8")
 """In the middle of epoch 0; between epochs; between two micro-batches of epoch 1; while saving; while evaluating."""
-HANG = {**TWO, "launch.hang_timeout": 6.0}
+HANG = {**TWO, "launch.hang_timeout": 15.0}
 
 
 def kills() -> Iterator[tuple[str, Trial]]:
@@ -82,7 +82,10 @@ def signals() -> Iterator[tuple[str, Trial]]:
                 partial(ended_at, fault=f"{point}@{rank}={action}", changes=TWO, code=code, says=says),
             )
     for point in ("micro-batch:3.1", "evaluation:4"):
-        for action, says in (("stop", "rank 1 was stopped by a signal"), ("hang", "rank 1 is the furthest behind")):
+        for action, says in (
+            ("stop", "rank 1 was stopped by a signal"),
+            ("hang", "rank 1 is the one that the others wait for"),
+        ):
             yield (
                 f"one rank: {action}",
                 partial(ended_at, fault=f"{point}@1={action}", changes=HANG, code=70, says=says),

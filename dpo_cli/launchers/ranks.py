@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,9 @@ _SECONDS_TO_END = 20.0
 _SECONDS_IN_A_HURRY = 5.0
 """How long any may go on after a second signal."""
 _SECONDS_TO_ANSWER = 1.0
+_COLLECTIVE = re.compile(r"[/\\](torch[/\\]distributed|deepspeed[/\\]comm)[/\\]")
+"""In a rank's innermost frames: it waits for the others. With NCCL the host may wait elsewhere, in any copy."""
+_INNERMOST = 4
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,8 @@ class _Watch:
         self._folder = folder
         self._hang_timeout = hang_timeout
         self._signals = signals
-        self._signs: dict[int, float] = {}
-        """When each rank last gave a sign of life, by the file system's clock; none before its first."""
+        self._signs: dict[int, int] = {}
+        """When each rank last gave a sign of life, in nanoseconds; none before its first."""
         self._seen = time.monotonic()
         """When the last of any of them was seen."""
 
@@ -162,23 +166,28 @@ class _Watch:
         if self._hang_timeout is None:
             return False
         for number in range(len(self._ranks)):
-            try:
-                sign = liveness.sign_of(self._folder, number).stat().st_mtime
-            except FileNotFoundError:
-                continue
-            if self._signs.get(number) != sign:
+            sign = liveness.last_beat(self._folder, number)
+            if sign is not None and self._signs.get(number) != sign:
                 self._signs[number], self._seen = sign, time.monotonic()
         return bool(self._signs) and time.monotonic() - self._seen > self._hang_timeout
 
     def _who_hangs(self) -> str:
-        """Ask all where they stand; the one to blame comes first: one that was stopped, else the furthest behind."""
+        """Ask all where they stand, and put the one to blame first.
+
+        That is one that was stopped; else one that is not in a collective, where it would wait for the others; else the
+        one that has not got on for the longest.
+        """
         running = [number for number, rank in enumerate(self._ranks) if rank.poll() is None]
         stopped = {number for number in running if liveness.is_stopped(self._ranks[number].pid)}
         for number in running:
             liveness.ask(self._ranks[number].pid)
         time.sleep(_SECONDS_TO_ANSWER)
-        first, *others = sorted(running, key=lambda number: (number not in stopped, self._signs.get(number, 0.0)))
-        how = "was stopped by a signal" if first in stopped else "is the furthest behind"
+        waiting = {number for number in running if any(map(_COLLECTIVE.search, self._stack(number)[:_INNERMOST]))}
+        first, *others = sorted(running, key=lambda n: (n not in stopped, n in waiting, self._signs.get(n, 0)))
+        if first in stopped:
+            how = "was stopped by a signal"
+        else:
+            how = "is the one that the others wait for" if waiting == {*others} else "is the furthest behind"
         lines = [f"rank {first} {how}; it stands at", *self._stack(first)]
         for number in others:
             where = next(iter(self._stack(number)), "").strip()

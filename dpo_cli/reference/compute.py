@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 
@@ -15,12 +15,13 @@ from dpo_cli import faults
 from dpo_cli.data.collate import flat_length
 from dpo_cli.data.plan import pack
 from dpo_cli.data.types import Group
-from dpo_cli.distributed import from_first, largest, rank, wait_for_all, world_size
+from dpo_cli.distributed import from_first, rank, wait_for_all, world_size
 from dpo_cli.errors import NumericsError, StorageError
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.score import score
-from dpo_cli.reference.store import Logps, ReferenceStore
+from dpo_cli.reference.store import Logps, ReferenceStore, distinct
 
+_GROUPS_PACKED_AT_ONCE = 1024
 _GROUPS_PER_CHUNK = 1024
 _SECONDS_PER_CHUNK = 60.0
 
@@ -51,7 +52,9 @@ def fill(
 ) -> ReferenceCounts:
     """Compute what the store lacks for ``groups``, shared out over the ranks. All ranks must call it.
 
-    What is done is kept every minute, so that a pass that was cut off goes on from there.
+    What is done is kept every minute, so that a pass that was cut off goes on from there, and to the same bits. Those
+    depend on what else is in a micro-batch. A first-fit packing without some whole micro-batches has the others as they
+    were; and micro-batches are made before they are dealt out to the ranks, however many there are.
 
     Args:
         store: to be filled.
@@ -72,16 +75,16 @@ def fill(
         store.refresh()
         if rank() == 0 and (unfinished := store.clean_up(shard)):
             warn(f"removed {unfinished} unfinished chunk{'s' * (unfinished > 1)} of a killed process in {store.folder}")
-        missing: list[int] = from_first(store.missing(groups))
+        parts = distinct(groups)
+        missing: list[int] = from_first(store.missing(parts))
         if missing:
             policy = load()
             policy.eval()
             began = time.perf_counter()
-            for start in range(0, len(missing), _GROUPS_PER_CHUNK * world_size()):
-                mine = missing[start : start + _GROUPS_PER_CHUNK * world_size()][rank() :: world_size()]
-                filler = groups[missing[0]] if together else None
-                keep = partial(store.add, shard=shard)
-                _compute(keep, [groups[index] for index in mine], policy, token_budget, advance, filler)
+            work = _micro_batches(parts, set(missing), policy, token_budget)
+            mine = work[rank() :: world_size()]
+            idle = -(-len(work) // world_size()) - len(mine) if together else 0
+            _compute(store, shard, mine + work[:1] * idle, len(mine), policy, advance)
             seconds = time.perf_counter() - began
         wait_for_all()
     store.refresh()
@@ -91,7 +94,7 @@ def fill(
             "ranks have written: reference.cache_dir must be on a file system that all machines share"
         )
     total = sum(len(answer) for group in groups for answer in group.answers)
-    computed = sum(len(answer) for index in missing for answer in groups[index].answers)
+    computed = sum(len(answer) for index in missing for answer in parts[index].answers)
     return ReferenceCounts(tokens_computed=computed, tokens_read=max(0, total - computed), seconds=seconds)
 
 
@@ -104,35 +107,43 @@ def _check_finite(groups: Sequence[Group], logps: Sequence[Sequence[Logps]]) -> 
             )
 
 
+def _micro_batches(
+    groups: Sequence[Group], missing: AbstractSet[int], policy: Policy, token_budget: int
+) -> list[list[Group]]:
+    """What is missing, packed in portions of all groups: what is done already doesn't shift the portions."""
+    found: list[list[Group]] = []
+    for start in range(0, len(groups), _GROUPS_PACKED_AT_ONCE):
+        portion = [groups[i] for i in range(start, min(start + _GROUPS_PACKED_AT_ONCE, len(groups))) if i in missing]
+        lengths = [flat_length(group, share=policy.groups) for group in portion]
+        packs = pack(range(len(portion)), lengths, token_budget, padded=not policy.groups)
+        found += [[portion[member] for member in members] for members in packs]
+    return found
+
+
 def _compute(
-    keep: Callable[[Sequence[Group], Sequence[Sequence[Logps]]], None],
-    groups: Sequence[Group],
+    store: ReferenceStore,
+    shard: str | None,
+    work: Sequence[Sequence[Group]],
+    count: int,
     policy: Policy,
-    token_budget: int,
     advance: Callable[[int], None],
-    filler: Group | None,
 ) -> None:
-    """One portion of a rank's groups; with a ``filler``, as many forward passes as the rank that has most to do."""
+    """A rank's micro-batches: the first ``count`` are kept, the others run for ranks that have one more."""
     done: list[Group] = []
     logps: list[list[Logps]] = []
     last_kept = time.monotonic()
-    lengths = [flat_length(group, share=policy.groups) for group in groups]
-    packs = pack(range(len(groups)), lengths, token_budget, padded=not policy.groups)
-    idle = 0 if filler is None else int(largest([len(packs)])[0]) - len(packs)
     try:
-        for number, members in enumerate(packs, 1):
-            batch = [groups[index] for index in members]
+        for number, batch in enumerate(work, 1):
             found = score(policy, batch, share=policy.groups)
+            if number > count:
+                continue
             faults.reached("reference", number)
             _check_finite(batch, found)
             logps += found
             done += batch
             advance(len(batch) * world_size())  # the other ranks do about as many
-            if time.monotonic() - last_kept > _SECONDS_PER_CHUNK:
-                keep(done, logps)
+            if len(done) >= _GROUPS_PER_CHUNK or time.monotonic() - last_kept > _SECONDS_PER_CHUNK:
+                store.add(done, logps, shard=shard)
                 done, logps, last_kept = [], [], time.monotonic()
-        for _ in range(idle):
-            assert filler is not None
-            score(policy, [filler], share=policy.groups)
     finally:  # what a signal cuts off is not lost
-        keep(done, logps[: len(done)])
+        store.add(done, logps[: len(done)], shard=shard)

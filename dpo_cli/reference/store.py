@@ -41,6 +41,21 @@ def answer_key(prompt_ids: Tokens, answer: Tokens) -> bytes:
     return digest.digest()
 
 
+def distinct(groups: Sequence[Group]) -> list[Group]:
+    """Every answer once: each group with those of its answers that no group before it has, if there are any."""
+    seen: set[bytes] = set()
+    found = []
+    for group in groups:
+        new = []
+        for answer in group.answers:
+            if (key := answer_key(group.prompt_ids, answer)) not in seen:
+                seen.add(key)
+                new.append(answer)
+        if new:
+            found.append(Group(group.prompt_ids, tuple(new), (), group.source))
+    return found
+
+
 class ReferenceStore:
     """The log-probs of one reference."""
 
@@ -83,6 +98,8 @@ class ReferenceStore:
     def add(self, groups: Iterable[Group], logps: Iterable[Sequence[Logps]], *, shard: str | None = None) -> None:
         """Keep the token log-probs of each group's answers: one new chunk, complete or not there at all.
 
+        Those that are here already stay as they are: what runs have begun with doesn't change by a bit.
+
         Args:
             groups: some.
             logps: one number for each token, by answer.
@@ -96,7 +113,8 @@ class ReferenceStore:
             for answer, tokens in zip(group.answers, values, strict=True):
                 if len(tokens) != len(answer) or not np.isfinite(tokens).all():
                     raise ValueError(f"{group.source}: its reference log-probs are not one finite number per token")
-                entries[answer_key(group.prompt_ids, answer)] = np.asarray(tokens, dtype=np.float32)
+                if (key := answer_key(group.prompt_ids, answer)) not in self._logps:
+                    entries[key] = np.asarray(tokens, dtype=np.float32)
         if not entries:
             return
         data = safetensors.numpy.save(

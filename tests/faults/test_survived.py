@@ -28,9 +28,14 @@ def test_a_signal_to_one_process_while_saving(on: Ground, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_process_that_was_stopped_is_named_and_all_are_ended(on: Ground, tmp_path: Path) -> None:
-    says = "rank 1 was stopped by a signal"
-    ended_at(on, tmp_path, "micro-batch:3.1@1=stop", {**TWO, "launch.hang_timeout": 6.0}, code=70, says=says)
+@pytest.mark.parametrize(
+    ("action", "says"),
+    [("stop", "rank 1 was stopped by a signal"), ("hang", "rank 1 is the one that the others wait for")],
+)
+def test_the_process_that_does_not_get_on_is_named_and_all_are_ended(
+    on: Ground, tmp_path: Path, action: str, says: str
+) -> None:
+    ended_at(on, tmp_path, f"micro-batch:3.1@1={action}", {**TWO, "launch.hang_timeout": 15.0}, code=70, says=says)
 
 
 @pytest.mark.slow
