@@ -17,7 +17,7 @@ from dpo_cli.reporting.runs import Run, inside
 
 _MOST_NAMED = 12
 """Groups of runs that a legend names."""
-_MARKS = "os^Dv"
+_MARKS = "os^DvPX<"
 _BAND_RUNS = 6
 """Runs up to which the range around a mean is drawn."""
 
