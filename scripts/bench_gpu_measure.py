@@ -35,10 +35,11 @@ from dpo_cli.model.flops import FlopsModel, count_weights, peak_flops
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.probe import choose, compare
 from dpo_cli.model.score import score
-from dpo_cli.objective import LossState, Objective
+from dpo_cli.objective import Objective
 from dpo_cli.reference.compute import fill
 from dpo_cli.reference.store import ReferenceStore
 from dpo_cli.training.loop import Rhythm, Window, Work, fit, memory
+from dpo_cli.training.step import Update
 
 _PROMPT, _ANSWER = 121, 288
 """Tokens: the medians of UltraFeedback."""
@@ -294,7 +295,7 @@ class _Hooks:
     def updating(self, index: int) -> AbstractContextManager[None]:
         return nullcontext() if self.noise is None else self.noise.of(index)
 
-    def updated(self, step: int, state: LossState) -> None:
+    def updated(self, step: int, update: Update) -> None:
         pass
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

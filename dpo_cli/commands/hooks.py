@@ -37,7 +37,9 @@ from dpo_cli.tracking.trackers import Tracker, wandb_mode
 from dpo_cli.training import checkpoint
 from dpo_cli.training.checkpoint import Checkpoint, TrainingState
 from dpo_cli.training.early_stop import Limits, reached
+from dpo_cli.training.guards import Spikes
 from dpo_cli.training.loop import Window
+from dpo_cli.training.step import Update
 
 _RESAMPLES = 200
 """For the intervals of alarms: enough to tell trouble from chance, at each evaluation."""
@@ -133,6 +135,7 @@ class RunHooks:
     stop: StopRequest
     window: Window
     """What happened since the newest line of metrics."""
+    spikes: Spikes = field(default_factory=Spikes)
     loss_state: LossState = field(default_factory=dict)
     """What the loss remembers."""
     best: dict[str, Any] = field(default_factory=dict)
@@ -164,9 +167,12 @@ class RunHooks:
         noise = self.scorer.policy.noise
         return nullcontext() if noise is None else noise.of(index)
 
-    def updated(self, step: int, state: LossState) -> None:
-        """After every update: the loss's state is kept for checkpoints, and a reference that follows moves."""
-        self.loss_state = state
+    def updated(self, step: int, update: Update) -> None:
+        """After every update: its loss is looked at, the loss's state is kept for checkpoints, and a reference that
+        follows moves."""
+        self.loss_state = update.state
+        if text := self.spikes.look(update.loss):
+            self.alert(step, "loss-spike", text)
         moves = self.config.reference
         if moves.update_every is not None and step % moves.update_every == 0:
             assert moves.update_mix is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +16,33 @@ from dpo_cli.engine.engine import Engine
 from dpo_cli.errors import NumericsError
 from dpo_cli.losses import AnswerLogps
 from dpo_cli.objective import Objective
+
+
+class Spikes:
+    """Losses of updates that are far above those of the last 100.
+
+    Far is six standard deviations above their mean. As losses of small batches have heavy tails, that alone would be
+    said of good runs too: it is more than twice the largest of them as well, and 0.1 above the mean.
+    """
+
+    window = 100
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=self.window)
+
+    def look(self, loss: float) -> str | None:
+        """Take in an update's loss; a line if it is a spike. Nothing is said before the window is full."""
+        text = None
+        if len(self._recent) == self.window:
+            mean, spread, largest = statistics.fmean(self._recent), statistics.pstdev(self._recent), max(self._recent)
+            if loss > mean + max(6 * spread, 0.1) and loss > largest + abs(largest):
+                text = (
+                    f"this update's loss is {loss:.4g}; those of the {self.window} before it were {mean:.4g} on "
+                    f"average, with a standard deviation of {spread:.2g}, and {largest:.4g} at most. Look at its rows, "
+                    "or lower optim.lr"
+                )
+        self._recent.append(loss)
+        return text
 
 
 def zero_margin_gap(engine: Engine, groups: Sequence[Group], objective: Objective) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from dpo_cli.distributed import device, largest, sums, world_size
 from dpo_cli.engine.engine import Engine
 from dpo_cli.losses import Sums
 from dpo_cli.objective import LossState, Objective
-from dpo_cli.training.step import train_step
+from dpo_cli.training.step import Update, train_step
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Hooks(Protocol):
 
     def updating(self, index: int) -> AbstractContextManager[None]: ...
 
-    def updated(self, step: int, state: LossState) -> None: ...
+    def updated(self, step: int, update: Update) -> None: ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -126,15 +126,16 @@ def fit(
         faults.reached("update", index + 1)
         began = time.perf_counter()
         with hooks.updating(index):
-            norm, state = train_step(engine, step, objective, lr, window.sums, state)
+            update = train_step(engine, step, objective, lr, window.sums, state)
+        state = update.state
         window.seconds += time.perf_counter() - began
         window.pairs += step.comparisons
         window.tokens += sum(work.tokens[group] for group in step.groups)
         window.flops += sum(work.flops[group] for group in step.groups)
         done = index + 1
         last = done == len(plan)
-        progress = {"grad_norm": norm, "lr": lr, "epoch": step.epoch}
-        hooks.updated(done, state)
+        progress = {"grad_norm": update.norm, "lr": lr, "epoch": step.epoch}
+        hooks.updated(done, update)
         if done % rhythm.log == 0 or last:
             _log(hooks, done, progress, window, work)
         if rhythm.evaluate and done % rhythm.evaluate == 0 and not last:

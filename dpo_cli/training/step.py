@@ -5,20 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from dpo_cli import faults, liveness
+from dpo_cli import distributed, faults, liveness
 from dpo_cli.data.plan import Step
 from dpo_cli.data.types import Group
-from dpo_cli.distributed import largest, rank
+from dpo_cli.distributed import rank
 from dpo_cli.engine.engine import Engine
 from dpo_cli.errors import NumericsError
 from dpo_cli.losses import Sums
 from dpo_cli.objective import LossState, Objective, rows_of
 
 
-def train_step(
-    engine: Engine, step: Step, objective: Objective, lr: float, sums: Sums, state: LossState
-) -> tuple[float, LossState]:
+class Update(NamedTuple):
+    """What came of one."""
+
+    loss: float
+    """The mean over the global batch's comparisons, before the update."""
+    norm: float
+    """The gradient's, before clipping."""
+    state: LossState
+    """What the loss remembers after it."""
+
+
+def train_step(engine: Engine, step: Step, objective: Objective, lr: float, sums: Sums, state: LossState) -> Update:
     """Make one update. All ranks must call it.
 
     Every comparison weighs one over the comparisons of the global batch, so the update does not depend on how the
@@ -33,15 +43,13 @@ def train_step(
         sums: takes in the metrics of this rank's comparisons.
         state: what the loss remembers.
 
-    Returns:
-        The gradient's norm before clipping, and what the loss remembers after this update.
-
     Raises:
         NumericsError: if the loss is not finite on any rank, before anything is changed; or the gradient is not.
     """
     micro_batches = step.ranks[rank()]
     contexts, state = objective.contexts(engine, micro_batches, step.groups, state)
     rows = rows_of(step.groups, objective.count)
+    before = sums.total("loss")
     for number, members in enumerate(micro_batches, 1):
         liveness.beat()
         # A rank that has run out of groups runs some group with weight zero: all ranks must meet in every pass.
@@ -55,12 +63,13 @@ def train_step(
         if members:
             sums.add(result.metrics)
     # The first look at any number: until here the host only queues work and never waits for the device.
-    if largest([float(not math.isfinite(sums.total("loss")))])[0]:
+    [loss] = distributed.sums([sums.total("loss") - before])
+    if not math.isfinite(loss):
         raise NumericsError(_bad("the loss is not finite; this update was not made", step, objective.groups))
     norm = engine.step(lr)
     if not math.isfinite(norm):
         raise NumericsError(_bad(f"the gradient's norm is {norm}; this update was not made", step, objective.groups))
-    return norm, state
+    return Update(loss / step.comparisons, norm, state)
 
 
 def _bad(what: str, step: Step, groups: Sequence[Group]) -> str:

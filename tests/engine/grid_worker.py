@@ -53,7 +53,7 @@ def curve_of(folder: str, run: grid.Run) -> grid.Curve:
         step, sums = grid.step(update, run.world, run.budget), Sums(loss.metric_names)
         if distributed.world_size() == 1:
             step = grid.in_one_process(step)
-        norm, state = train_step(engine, step, objective, grid.rate(update, run.adapter), sums, state)
+        _, norm, state = train_step(engine, step, objective, grid.rate(update, run.adapter), sums, state)
         curve.losses.append(sums.means(distributed.sums)["loss"])  # of the global batch
         curve.norms.append(norm)
     engine.destroy()
