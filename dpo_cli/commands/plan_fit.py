@@ -169,6 +169,8 @@ class Run:
                 continue
             for exponent in range(10):
                 count = 2**exponent
+                if count % self.source.sequence_parallel:
+                    continue
                 several = replace(choice, processes=min(count, 8), hosts=max(1, count // 8), offload="none")
                 stages = {several.zero_stage} if count == 1 else {max(several.zero_stage, 2), 3}
                 room = device.memory * (1 - headroom)

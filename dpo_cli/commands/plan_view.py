@@ -85,6 +85,8 @@ def _about(result: Any, config: PlanConfig) -> Table:
     counted = "one micro-batch" if batches.micro_batches == 1 else f"{batches.micro_batches} micro-batches"
     lengths = "lengths are assumed" if result.assumed else "with the rows' own lengths"
     processes = "1 process" if choice.world_size == 1 else f"{choice.world_size} processes"
+    if (shared_by := config.engine.sequence_parallel) > 1:
+        processes += f", {shared_by} to a row"
     return _facts(
         ("model", f"{result.model}: {_number(result.weights)} weights{trained}, {result.precision}"),
         (

@@ -15,7 +15,16 @@ from dpo_cli import faults
 from dpo_cli.data.collate import flat_length
 from dpo_cli.data.plan import pack
 from dpo_cli.data.types import Group
-from dpo_cli.distributed import from_first, largest, rank, wait_for_all, world_size
+from dpo_cli.distributed import (
+    data_rank,
+    data_ranks,
+    from_first,
+    largest,
+    rank,
+    sequence_rank,
+    wait_for_all,
+    world_size,
+)
 from dpo_cli.errors import NumericsError, StorageError
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.score import score
@@ -49,7 +58,7 @@ def fill(
     together: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> ReferenceCounts:
-    """Compute what the store lacks for ``groups``, shared out over the ranks. All ranks must call it.
+    """Compute what the store lacks for ``groups``, shared out over the data ranks. All ranks must call it.
 
     What is done is kept every minute, so that a pass that was cut off goes on from there.
 
@@ -77,10 +86,11 @@ def fill(
             policy = load()
             policy.eval()
             began = time.perf_counter()
-            for start in range(0, len(missing), _GROUPS_PER_CHUNK * world_size()):
-                mine = missing[start : start + _GROUPS_PER_CHUNK * world_size()][rank() :: world_size()]
+            # The processes that share rows compute the same numbers: the first keeps them.
+            keep = partial(store.add, shard=shard) if sequence_rank() == 0 else _drop
+            for start in range(0, len(missing), _GROUPS_PER_CHUNK * data_ranks()):
+                mine = missing[start : start + _GROUPS_PER_CHUNK * data_ranks()][data_rank() :: data_ranks()]
                 filler = groups[missing[0]] if together else None
-                keep = partial(store.add, shard=shard)
                 _compute(keep, [groups[index] for index in mine], policy, token_budget, advance, filler)
             seconds = time.perf_counter() - began
         wait_for_all()
@@ -93,6 +103,10 @@ def fill(
     total = sum(len(answer) for group in groups for answer in group.answers)
     computed = sum(len(answer) for index in missing for answer in groups[index].answers)
     return ReferenceCounts(tokens_computed=computed, tokens_read=max(0, total - computed), seconds=seconds)
+
+
+def _drop(groups: Sequence[Group], logps: Sequence[Sequence[Logps]]) -> None:
+    """Keep nothing."""
 
 
 def _check_finite(groups: Sequence[Group], logps: Sequence[Sequence[Logps]]) -> None:
@@ -112,7 +126,7 @@ def _compute(
     advance: Callable[[int], None],
     filler: Group | None,
 ) -> None:
-    """One portion of a rank's groups; with a ``filler``, as many forward passes as the rank that has most to do."""
+    """One portion of a data rank's groups; with a ``filler``, as many forward passes as who has most to do."""
     done: list[Group] = []
     logps: list[list[Logps]] = []
     last_kept = time.monotonic()
@@ -127,7 +141,7 @@ def _compute(
             _check_finite(batch, found)
             logps += found
             done += batch
-            advance(len(batch) * world_size())  # the other ranks do about as many
+            advance(len(batch) * data_ranks())  # the other ranks do about as many
             if time.monotonic() - last_kept > _SECONDS_PER_CHUNK:
                 keep(done, logps)
                 done, logps, last_kept = [], [], time.monotonic()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from dpo_cli import faults, liveness
 from dpo_cli.data.plan import Step
 from dpo_cli.data.types import Group
-from dpo_cli.distributed import largest, rank
+from dpo_cli.distributed import data_rank, largest
 from dpo_cli.engine.engine import Engine
 from dpo_cli.errors import NumericsError
 from dpo_cli.losses import Sums
@@ -39,7 +39,7 @@ def train_step(
     Raises:
         NumericsError: if the loss is not finite on any rank, before anything is changed; or the gradient is not.
     """
-    micro_batches = step.ranks[rank()]
+    micro_batches = step.ranks[data_rank()]
     contexts, state = objective.contexts(engine, micro_batches, step.groups, state)
     rows = rows_of(step.groups, objective.count)
     for number, members in enumerate(micro_batches, 1):
