@@ -1,0 +1,117 @@
+"""Processes that share rows (Ulysses) against one that has them to itself, and against a plain loop in float64."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import sequence_case as case
+from helpers.families import build
+from helpers.plain_model import gradients, plain_logps
+from helpers.ranks import run_ranks
+from safetensors.torch import load_file
+
+WORKER = Path(__file__).with_name("sequence_worker.py")
+
+
+@pytest.mark.parametrize("job", ["exchanges", "sinks"])
+def test_an_exchange_and_what_is_made_of_it(tmp_path: Path, job: str) -> None:
+    run_ranks(WORKER, [job, 2, str(tmp_path)], 2, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def of_families(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("families")
+    run_ranks(WORKER, ["families", 2, str(out)], 2, out)
+    return out
+
+
+@pytest.mark.parametrize(("name", "share", "dtype", "kernel"), case.FAMILIES_TRIED)
+def test_log_probs_and_gradients_are_the_models_own(
+    of_families: Path, name: str, share: bool, dtype: str, kernel: bool
+) -> None:
+    """As the model's own attention has them, one sequence at a time; gradients summed over the processes."""
+    found, other = (
+        load_file(of_families / f"{case.key(name, share, dtype, kernel)}-{rank}.safetensors") for rank in (0, 1)
+    )
+    assert all(torch.equal(found[key], tensor) for key, tensor in other.items())  # both have the whole of it
+    model = build(case.CONFIGS[name](), "eager", getattr(torch, dtype))
+    # Norms that compute in float32 whatever the model's numbers bound the agreement; GPT-2 has none.
+    tolerance = 2e-4 if dtype == "float32" else 1e-12 if name == "gpt2" else 1e-6
+    for rows, groups in case.ROWS.items():
+        logps = plain_logps(model, groups())
+        expected = gradients(model, logps)
+        assert float((found[f"{rows}/logps"] - logps.detach()).abs().max()) <= tolerance
+        for key, gradient in expected.items():
+            scale = float(gradient.abs().max()) or 1.0
+            assert float((found[f"{rows}/{key}"] - gradient).abs().max()) <= 20 * tolerance * scale, (rows, key)
+
+
+def test_each_process_keeps_its_share_of_a_long_row(tmp_path: Path) -> None:
+    run_ranks(WORKER, ["memory", 2, str(tmp_path)], 2, tmp_path)
+    for rank in range(2):
+        whole, spread = json.loads((tmp_path / f"memory-{rank}.json").read_text())
+        assert 0.4 * whole < spread < 0.56 * whole, (rank, spread / whole)
+
+
+@cache
+def plain(family: str) -> case.Plain:
+    return case.Plain(family)
+
+
+def made(out: Path, runs: list[case.Run], processes: int, size: int) -> list[tuple[list, dict]]:
+    """Curve and final weights of each run, by so many processes in groups of ``size``, which must agree."""
+    out.mkdir()
+    run_ranks(WORKER, ["runs", size, str(out), runs], processes, out)
+    found = []
+    for number in range(len(runs)):
+        curves = [json.loads((out / f"run-{number}-{rank}.json").read_text()) for rank in range(processes)]
+        assert all(curve == curves[0] for curve in curves)
+        found.append((curves[0], load_file(out / f"run-{number}.safetensors")))
+    return found
+
+
+def assert_same(found: tuple[list, dict], curve: list, weights: dict, tolerance: float = 1e-6) -> None:
+    """Loss, gradient norm and log-probs of each update to 2e-6, and the weights relative to each one's largest."""
+    for line, known in zip(found[0], curve, strict=True):
+        assert line == pytest.approx(known, rel=2e-6)
+    assert found[1].keys() == weights.keys()
+    for name, tensor in weights.items():
+        assert float((found[1][name] - tensor).abs().max() / tensor.abs().max()) <= tolerance, name
+
+
+RUNS = [
+    case.Run("one-key-head", 0),
+    case.Run("llama", 2),
+    case.Run("llama", 3),
+    case.Run("llama", 0, share=False),
+    case.Run("llama", 3, checkpointing="full"),
+    case.Run("llama", 2, checkpointing="selective"),
+]
+OTHERS = [
+    case.Run("llama", 0, adapter=True),
+    case.Run("llama", 3, adapter=True, checkpointing="full"),
+    case.Run("llama", 2, adapter=True, share=False),
+    case.Run("llama", 2, loss="aot"),  # which has statistics over the global batch
+]
+LAYOUTS = [(2, 2), pytest.param((4, 2), marks=pytest.mark.faults), pytest.param((4, 4), marks=pytest.mark.faults)]
+"""Processes, and how many of them share a row."""
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_run_is_that_of_one_plain_process(tmp_path: Path, layout: tuple[int, int]) -> None:
+    runs = [run for run in RUNS if run.family == "llama" or layout[1] == 2]
+    for run, found in zip(runs, made(tmp_path / "out", runs, *layout), strict=True):
+        assert_same(found, plain(run.family).curve, plain(run.family).weights)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_adapters_and_statistics_are_those_of_one_process(tmp_path: Path, layout: tuple[int, int]) -> None:
+    """An adapter's dropout as well, which the plain loop has not."""
+    expected = made(tmp_path / "alone", OTHERS, 1, 1)
+    for found, known in zip(made(tmp_path / "shared", OTHERS, *layout), expected, strict=True):
+        assert_same(found, *known, tolerance=1e-5)  # of weights that begin at zero: of what updates made them
+    assert expected[0][0] != expected[3][0]
