@@ -37,7 +37,7 @@ class Batches:
     largest: FlatBatch
     """That micro-batch, or a smaller one like it."""
     share: float
-    """How many times as many tokens a process holds of the largest."""
+    """How many times as many tokens the largest has."""
     rows: int
     """Positions that logits are made for, on the process that has most of them."""
     update_flops: float
@@ -101,7 +101,7 @@ class Source:
             micro_batches=math.ceil(on_rank / together),
             tokens=tokens,
             largest=batch,
-            share=tokens / len(batch.input_ids) / self.sequence_parallel,
+            share=tokens / len(batch.input_ids),
             rows=round(most * tokens / len(whole.input_ids)),
             update_flops=seen * self.update.forward(group),
             reference_flops=self.count * self.forward.forward(group),
@@ -136,7 +136,7 @@ class Source:
             micro_batches=micro_batches,
             tokens=len(batch.input_ids),
             largest=batch,
-            share=1 / self.sequence_parallel,
+            share=1.0,
             rows=most_rows(batch, self.sequence_parallel),
             update_flops=sum(sum(flops[index] for index in step.groups) for step in steps) / len(steps) * len(plan),
             reference_flops=sum(self.forward.forward(group) for group in every),

@@ -107,7 +107,8 @@ class Run:
             batches = self.source.batches(budget, world_size)
             key = batches.largest.position_ids.tobytes()  # what is kept depends on lengths alone
             known[key] = batches.largest
-            return batches, kept(len(batches.largest.input_ids), key).scaled(batches.share)
+            whole = kept(len(batches.largest.input_ids), key).scaled(batches.share)
+            return batches, whole.spread(self.source.sequence_parallel)
 
         known: dict[bytes, FlatBatch] = {}
         return counted

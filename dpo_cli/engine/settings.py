@@ -29,7 +29,7 @@ _OURS = {
 # In these several ranks work on the same rows, of which our plan knows nothing: DeepSpeed would take what different
 # rows gave for parts of one.
 _ONE_ROW_FOR_SEVERAL = {
-    "tensor_parallel": "tensor parallelism (AutoTP) has several ranks run the same rows, and here each has its own",
+    "tensor_parallel": "tensor parallelism (AutoTP) has several ranks run the same rows, which would count twice",
     "expert_parallel": "expert parallelism (AutoEP) puts layers of its own into a model, of which files hold none",
 }
 

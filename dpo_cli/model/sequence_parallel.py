@@ -150,7 +150,8 @@ def to_tokens(states: Tensor) -> Tensor:
 
 def own_heads(sinks: Tensor) -> Tensor:
     """This process's of ``[heads]`` numbers."""
-    return sinks.unflatten(0, (sequence_size(), -1))[sequence_rank()]
+    own: Tensor = sinks.unflatten(0, (sequence_size(), -1))[sequence_rank()]
+    return own
 
 
 def exchange(parts: Tensor) -> Tensor:

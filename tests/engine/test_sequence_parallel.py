@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import sequence_case as case
-from helpers.families import build
+from helpers.families import RECURRENT, build
 from helpers.plain_model import gradients, plain_logps
 from helpers.ranks import run_ranks
 from safetensors.torch import load_file
+from transformers import LlamaConfig, MambaConfig
+
+from dpo_cli.data.collate import collate
+from dpo_cli.errors import DpoError
+from dpo_cli.model.activations import activations
+from dpo_cli.model.load import load_model
+from dpo_cli.model.sequence_parallel import most_rows, why_not
 
 WORKER = Path(__file__).with_name("sequence_worker.py")
 
@@ -52,9 +60,48 @@ def test_log_probs_and_gradients_are_the_models_own(
 
 def test_each_process_keeps_its_share_of_a_long_row(tmp_path: Path) -> None:
     run_ranks(WORKER, ["memory", 2, str(tmp_path)], 2, tmp_path)
+    counted = activations(case.CONFIGS["llama"](), collate([case.long_group()]), precision="fp32", kernel=False)
+    estimated = counted.spread(2).layers + counted.spread(2).head
     for rank in range(2):
         whole, spread = json.loads((tmp_path / f"memory-{rank}.json").read_text())
         assert 0.4 * whole < spread < 0.56 * whole, (rank, spread / whole)
+        assert spread == pytest.approx(estimated, rel=0.03)
+
+
+def test_where_most_is_predicted_is_found() -> None:
+    batch = collate([case.long_group()])
+    assert len(batch.input_ids) == 234
+    assert len(batch.rows) == 35
+    assert most_rows(batch, 1) == most_rows(batch, 2) == 35
+    assert most_rows(batch, 6) == 35  # the last 39 tokens
+    assert most_rows(batch, 13) == 18
+
+
+REFUSED = {
+    "heads": (LlamaConfig(hidden_size=72, num_attention_heads=9), 2, "does not divide the 9 attention heads of llama"),
+    "recurrent": (MambaConfig(), 2, "mamba has layers that hand a state from token to token"),
+    "hybrid": (RECURRENT(), 2, "falcon_h1 has layers that groups can't reach: hybrid"),
+    "dynamic": (
+        LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+        2,
+        "llama turns positions by how long the row is (rope_type dynamic)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_whose_rows_cant_be_shared_is_refused_before_its_weights_are_looked_for(
+    tmp_path: Path, name: str
+) -> None:
+    config, processes, problem = REFUSED[name]
+    config.save_pretrained(tmp_path)  # and no weights
+    line = f"engine.sequence_parallel={processes}: .*{re.escape(problem)}; use engine.sequence_parallel=1$"
+    with pytest.raises(DpoError, match=line):
+        load_model(str(tmp_path), None, vocabulary=10, attention="auto", sequence_parallel=processes)
+
+
+def test_other_models_are_not_refused() -> None:
+    assert not any(why_not(config(), 2) for config in case.CONFIGS.values())
 
 
 @cache
