@@ -179,12 +179,11 @@ class Setup:
             some = choose(self.rows.all, window)
             agreement = compare(loaded.model, some, self.precision, share=share, spread=spread)
             if agreement.right:
-                how = "groups" if share else "one sequence per answer"
+                how = "groups" if share else "plain, one sequence per answer,"
                 how += f" through {' and '.join(agreement.kernels)}"
                 if spread:
                     how += f", each row shared by {processes} processes"
-                off = f"{agreement.difference:.0e} nats"
-                attention = f"{how} (tokens differ from the model's own attention by at most {off})"
+                attention = f"{how} (tokens differ from plain sequences by at most {agreement.difference:.0e} nats)"
                 if agreement.fallbacks:
                     reasons = "; ".join(agreement.fallbacks)
                     attention += f"; one call for each answer: {reasons}"

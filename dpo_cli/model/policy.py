@@ -64,10 +64,10 @@ class Policy(nn.Module):
                 logits = self._padded(batch, device)
         rows, targets = torch.from_numpy(own.token_rows), torch.from_numpy(own.targets)
         found = [token_concentration(logits, rows)] if concentration else []
-        found.insert(0, token_logps(logits, rows, targets))
+        found.append(token_logps(logits, rows, targets))
         if places is not None:
             found = [together(each, places, len(batch.targets)) for each in found]
-        return (found[0], found[1]) if concentration else found[0]
+        return (found[1], found[0]) if concentration else found[0]
 
     def _padded(self, batch: FlatBatch, device: torch.device) -> Tensor:
         """One row per answer, padded on the right.
