@@ -86,6 +86,7 @@ class ReferenceConfig(Section):
 
 class EngineConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] | Auto
+    sequence_parallel: PositiveInt
     deepspeed: dict[str, Any]
 
 

@@ -25,6 +25,7 @@ from dpo_cli.model.checkpointing import can_checkpoint
 from dpo_cli.model.devices import free_memory
 from dpo_cli.model.files import first_line
 from dpo_cli.model.memory import KINDS, Checkpointing, Estimate, Shape, Work, estimate, least_checkpointing
+from dpo_cli.model.sequence_parallel import most_rows
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def _estimates(
     gpu = distributed.device().type == "cuda"
     kept = activations(settings, batch, precision=precision, kernel=gpu and precision == "bf16", adapter=adapter)
     shape = Shape.of(outline(settings, adapter, precision)[0], config.model.adapter.quantization)
-    work = Work(kept, len(batch.rows), micro_batches, is_capped(settings))
+    processes = distributed.sequence_size()
+    work = Work(kept.spread(processes), most_rows(batch, processes), micro_batches, is_capped(settings))
 
     def estimates(kind: Checkpointing) -> Estimate:
         layout = layout_of(config, loss, kind, precision=precision, world_size=distributed.world_size(), gpu=gpu)

@@ -21,7 +21,7 @@ from dpo_cli.commands.rows import Rows
 from dpo_cli.config import ModelConfig, ReferenceConfig
 from dpo_cli.data.collate import FlatBatch, flat_length
 from dpo_cli.data.types import Group
-from dpo_cli.distributed import device, rank
+from dpo_cli.distributed import device, rank, sequence_size
 from dpo_cli.engine.frozen import Frozen
 from dpo_cli.engine.second_adapter import SecondAdapter
 from dpo_cli.engine.sharding import Sharder, gather_where_used
@@ -30,7 +30,7 @@ from dpo_cli.model.adapters import AsReference, NewAdapter
 from dpo_cli.model.attention import own_attention
 from dpo_cli.model.devices import TOKENS
 from dpo_cli.model.files import ModelFiles
-from dpo_cli.model.load import LoadedModel, attach, load_model, load_tokenizer
+from dpo_cli.model.load import LoadedModel, attach, load_model, load_tokenizer, not_spread
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.precision import choose_precision
 from dpo_cli.model.probe import choose, compare
@@ -172,22 +172,28 @@ class Setup:
         release = None if shard is None else gather_where_used(loaded.model)
         noise = None if loaded.adapter is None else loaded.adapter.noise
         why_not = loaded.why_not
+        processes = sequence_size()
+        spread, share = processes > 1, wanted != "plain"
         if loaded.can_group:
             window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
-            agreement = compare(loaded.model, choose(self.rows.all, window), self.precision)
+            some = choose(self.rows.all, window)
+            agreement = compare(loaded.model, some, self.precision, share=share, spread=spread)
             if agreement.right:
-                attention = (
-                    f"groups through {' and '.join(agreement.kernels)} (tokens differ from plain sequences by at most "
-                    f"{agreement.difference:.0e} nats)"
-                )
+                how = "groups" if share else "plain, one sequence per answer,"
+                how += f" through {' and '.join(agreement.kernels)}"
+                if spread:
+                    how += f", each row shared by {processes} processes"
+                attention = f"{how} (tokens differ from plain sequences by at most {agreement.difference:.0e} nats)"
                 if agreement.fallbacks:
                     reasons = "; ".join(agreement.fallbacks)
                     attention += f"; one call for each answer: {reasons}"
                     self.console.warn(f"{files}: attention is slow on this GPU, one call for each answer: {reasons}")
-                policy = Policy(loaded.model, precision=self.precision, groups=True, noise=noise)
+                policy = Policy(loaded.model, precision=self.precision, groups=share, noise=noise, spread=spread)
                 return Scorer(policy, loaded, attention, release)
             found = "layers bypass it" if agreement.layers_missed else f"{agreement.difference:.2g} nats off"
             why_not = f"groups don't give {loaded.model.config.model_type}'s own numbers ({found})"
+            if spread:
+                raise not_spread(processes, why_not)
             if wanted == "groups":
                 raise DpoError(f"model.attention=groups: {why_not}; use model.attention=auto")
             loaded.model.set_attn_implementation(own_attention(loaded.model))
@@ -207,6 +213,7 @@ class Setup:
             quantization=quantised,
             name=name,
             place=None if shard is None else Sharder(shard),
+            sequence_parallel=sequence_size(),
         )
         if quantised:
             keep_one_path(loaded.model)

@@ -19,6 +19,7 @@ from dpo_cli.config import PlanConfig
 from dpo_cli.config_adapters import NewAdapterConfig
 from dpo_cli.config_folder import config_folder
 from dpo_cli.config_launch import LocalConfig, SlurmConfig
+from dpo_cli.distributed import check_sequence_parallel
 from dpo_cli.engine.settings import resolve_stage
 from dpo_cli.errors import DpoError
 from dpo_cli.losses import Loss, make_loss
@@ -29,8 +30,10 @@ from dpo_cli.model.devices import NAMES, TOKENS, Device, detected_gpu, free_memo
 from dpo_cli.model.files import CONFIG_FILE
 from dpo_cli.model.flops import FlopsModel, peak_flops
 from dpo_cli.model.known_shapes import model_config
+from dpo_cli.model.load import not_spread, why_no_groups
 from dpo_cli.model.memory import MOMENTS, Checkpointing, Shape, moment_bytes
 from dpo_cli.model.precision import choose_precision, processor
+from dpo_cli.model.sequence_parallel import why_not
 from dpo_cli.overrides import given
 from dpo_cli.tracking.console import Console
 
@@ -139,6 +142,7 @@ def prepare(config: PlanConfig, console: Console) -> Prepared:
     wanted, quantization, path = _adapter(config)
     shape_of = model_config(path, config_folder() / "model" / "shapes")
     model, _ = outline(shape_of, wanted, precision)
+    _check_spread(config, machine, shape_of)
     loss = make_loss(config.loss.settings())
     group, longest = assumed_group(config.plan, config.data, loss.kind)
     source = Source(
@@ -152,6 +156,7 @@ def prepare(config: PlanConfig, console: Console) -> Prepared:
         typical=group,
         longest=longest,
         count=config.plan.rows if config.data.limit is None else min(config.plan.rows, config.data.limit),
+        sequence_parallel=config.engine.sequence_parallel,
     )
     run = Run(
         config=shape_of,
@@ -237,6 +242,18 @@ def _processes(config: PlanConfig) -> tuple[int | None, int]:
         raise DpoError(f"plan.hosts={hosts} has no effect with launch=slurm: use launch.nodes")
     wanted = launch.processes_per_node
     return (launch.gpus_per_node or 1) if wanted == "auto" else wanted, launch.nodes
+
+
+def _check_spread(config: PlanConfig, machine: Machine, shape: Any) -> None:
+    """Refuse what the run would refuse of processes that share rows.
+
+    Raises:
+        DpoError: naming the number of processes, or what it is about the model.
+    """
+    shared_by = config.engine.sequence_parallel
+    check_sequence_parallel(shared_by, machine.processes * machine.hosts)
+    if shared_by > 1 and (problem := why_no_groups(shape) or why_not(shape, shared_by)):
+        raise not_spread(shared_by, problem)
 
 
 def _precision(config: PlanConfig, machine: Machine) -> str:

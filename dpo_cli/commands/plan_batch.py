@@ -15,6 +15,7 @@ from dpo_cli.data.plan import MicroBatch, Plan, Step
 from dpo_cli.data.types import Group, Kind, Pair
 from dpo_cli.losses import Loss
 from dpo_cli.model.flops import FlopsModel
+from dpo_cli.model.sequence_parallel import most_rows
 
 _LOOKED_AT = 64
 """Updates whose micro-batches are made to find the largest."""
@@ -32,13 +33,13 @@ class Batches:
     micro_batches: int
     """In an update, on each rank; the most there are."""
     tokens: int
-    """Of the largest micro-batch."""
+    """Of the largest micro-batch, all its processes together."""
     largest: FlatBatch
     """That micro-batch, or a smaller one like it."""
     share: float
     """How many times as many tokens the largest has."""
     rows: int
-    """Positions of the largest that logits are made for."""
+    """Positions that logits are made for, on the process that has most of them."""
     update_flops: float
     """Necessary ones of all updates."""
     reference_flops: float
@@ -66,6 +67,8 @@ class Source:
     """Tokens of the longest row that the assumed lengths allow."""
     count: int
     """Rows there are assumed to be."""
+    sequence_parallel: int = 1
+    """Processes that share each row."""
 
     @property
     def assumed(self) -> bool:
@@ -73,21 +76,22 @@ class Source:
         return self.known is None
 
     def batches(self, budget: int, world_size: int) -> Batches:
-        """With so many tokens a micro-batch, on so many ranks."""
-        return self._assumed(budget, world_size) if self.known is None else self._real(self.known, budget, world_size)
+        """With so many tokens a micro-batch, on so many processes."""
+        ranks = world_size // self.sequence_parallel
+        return self._assumed(budget, ranks) if self.known is None else self._real(self.known, budget, ranks)
 
     def _collate(self, groups: Sequence[Group]) -> FlatBatch:
         return collate(groups, share=self.share, predict_prompts=self.loss.needs_prompt)
 
-    def _assumed(self, budget: int, world_size: int) -> Batches:
+    def _assumed(self, budget: int, ranks: int) -> Batches:
         group, train = self.typical, self.train
         length, counted = flat_length(group, share=self.share), group.count(self.loss.kind)
         per_update = math.ceil(train.batch_size / counted)
-        on_rank = math.ceil(per_update / world_size)
+        on_rank = math.ceil(per_update / ranks)
         tokens = max(length, min(budget, on_rank * self.longest))
         together = max(1, min(on_rank, budget // length))
-        batch = self._collate([group] * _LAID_OUT)
-        share = tokens / len(batch.input_ids)
+        batch, whole = self._collate([group] * _LAID_OUT), self._collate([group] * together)
+        most = most_rows(whole, self.sequence_parallel)
         updates = train.epochs * math.ceil(self.count / per_update)
         updates = updates if train.max_steps is None else min(updates, train.max_steps)
         seen = min(updates * per_update, train.epochs * self.count)
@@ -97,15 +101,15 @@ class Source:
             micro_batches=math.ceil(on_rank / together),
             tokens=tokens,
             largest=batch,
-            share=share,
-            rows=round(len(batch.rows) * share),
+            share=tokens / len(batch.input_ids),
+            rows=round(most * tokens / len(whole.input_ids)),
             update_flops=seen * self.update.forward(group),
             reference_flops=self.count * self.forward.forward(group),
             answers=self.count * len(group.answers),
             answer_tokens=self.count * sum(map(len, group.answers)),
         )
 
-    def _real(self, rows: Rows, budget: int, world_size: int) -> Batches:
+    def _real(self, rows: Rows, budget: int, ranks: int) -> Batches:
         groups, train = rows.data.train, self.train
         lengths = [flat_length(group, share=self.share) for group in groups]
         flops = [self.update.forward(group) for group in groups]
@@ -118,7 +122,7 @@ class Source:
             batch_size=train.batch_size,
             epochs=train.epochs,
             max_steps=train.max_steps,
-            world_size=world_size,
+            world_size=ranks,
             token_budget=budget,
             padded=not self.share,
         )
@@ -133,7 +137,7 @@ class Source:
             tokens=len(batch.input_ids),
             largest=batch,
             share=1.0,
-            rows=len(batch.rows),
+            rows=most_rows(batch, self.sequence_parallel),
             update_flops=sum(sum(flops[index] for index in step.groups) for step in steps) / len(steps) * len(plan),
             reference_flops=sum(self.forward.forward(group) for group in every),
             answers=sum(len(group.answers) for group in every),

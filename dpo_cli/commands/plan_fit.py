@@ -107,7 +107,8 @@ class Run:
             batches = self.source.batches(budget, world_size)
             key = batches.largest.position_ids.tobytes()  # what is kept depends on lengths alone
             known[key] = batches.largest
-            return batches, kept(len(batches.largest.input_ids), key).scaled(batches.share)
+            whole = kept(len(batches.largest.input_ids), key).scaled(batches.share)
+            return batches, whole.spread(self.source.sequence_parallel)
 
         known: dict[bytes, FlatBatch] = {}
         return counted
@@ -169,6 +170,8 @@ class Run:
                 continue
             for exponent in range(10):
                 count = 2**exponent
+                if count % self.source.sequence_parallel:
+                    continue
                 several = replace(choice, processes=min(count, 8), hosts=max(1, count // 8), offload="none")
                 stages = {several.zero_stage} if count == 1 else {max(several.zero_stage, 2), 3}
                 room = device.memory * (1 - headroom)

@@ -85,12 +85,16 @@ def _about(result: Any, config: PlanConfig) -> Table:
     counted = "one micro-batch" if batches.micro_batches == 1 else f"{batches.micro_batches} micro-batches"
     lengths = "lengths are assumed" if result.assumed else "with the rows' own lengths"
     processes = "1 process" if choice.world_size == 1 else f"{choice.world_size} processes"
+    where = "each process"
+    if (shared_by := config.engine.sequence_parallel) > 1:
+        processes += f", {shared_by} to a row"
+        where = f"every {shared_by} processes"
     return _facts(
         ("model", f"{result.model}: {_number(result.weights)} weights{trained}, {result.precision}"),
         (
             "batch",
             f"{config.train.batch_size} {_kind(config)} an update, {counted} of at most {batches.tokens:,} tokens on "
-            "each process",
+            f"{where}",
         ),
         ("rows", f"{batches.comparisons:,} {_kind(config)}, {batches.updates:,} updates; {lengths}"),
         (

@@ -33,6 +33,7 @@ def run(config: PrecomputeConfig) -> None:
     _shard(config)
     if config.reference.mode != "cached":
         raise DpoError(f"reference.mode={config.reference.mode}: nothing is kept in this mode; expected cached")
+    distributed.check_sequence_parallel(config.engine.sequence_parallel)
     console = Console(silent=os.environ.get("RANK", "0") != "0")
     with stop_on_signals():
         _fill(config, console, started)
@@ -43,7 +44,7 @@ def _fill(config: PrecomputeConfig, console: Console, started: float) -> None:
     if not loss.needs_reference:
         raise DpoError(f"loss={config.loss.name} needs no reference: there is nothing to compute")
     rows = load_rows(config.model, config.data, loss, config.seed, console)
-    distributed.start()
+    distributed.start(config.engine.sequence_parallel)
     try:
         console.say(describe_rows(rows, loss.kind))
         precision = str(distributed.from_first(resolve_precision(config.train.precision, config.reference.cache_dir)))

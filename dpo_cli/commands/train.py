@@ -67,9 +67,10 @@ def run(config: TrainConfig) -> None:
     check_usable(tracker_names(config))
     _check_measured(config, loss)
     deepspeed_config(zero_stage=0, max_grad_norm=None, extra=config.engine.deepspeed)  # refuses what conflicts, early
+    distributed.check_sequence_parallel(config.engine.sequence_parallel)
     with stop_on_signals() as stop:
         rows = load_rows(config.model, config.data, loss, config.seed, console)
-        distributed.start()
+        distributed.start(config.engine.sequence_parallel)
         try:
             with ExitStack() as folder:
                 _in_folder(config, loss, rows, console, stop, started, folder)
@@ -380,7 +381,6 @@ class _Run:
     def _plan(self, work: Work, scorer: Scorer, budget: int) -> Plan:
         settings = self.config.train
         comparisons = [group.count(self.loss.kind) for group in self.rows.data.train]
-        world_size = distributed.world_size()
         plan = Plan(
             scorer.room(self.rows.data.train, self.rows.mismatched),
             work.flops,
@@ -389,15 +389,19 @@ class _Run:
             batch_size=settings.batch_size,
             epochs=settings.epochs,
             max_steps=settings.max_steps,
-            world_size=world_size,
+            world_size=distributed.data_ranks(),
             token_budget=budget,
             padded=not scorer.policy.groups,
         )
         last = plan[len(plan) - 1].comparisons
         smaller = f" (the last of each epoch smaller: {last})" if last < settings.batch_size else ""
+        count, shared_by = distributed.world_size(), distributed.sequence_size()
+        processes = "1 process" if count == 1 else f"{count} processes"
+        if shared_by > 1:
+            processes += f", {shared_by} to a row"
         self.console.say(
-            f"training: {len(plan)} updates of {settings.batch_size} {self.loss.kind}{smaller}, {world_size} "
-            f"process{'es' if world_size > 1 else ''}, ZeRO {self._zero_stage()}, {budget} tokens a micro-batch"
+            f"training: {len(plan)} updates of {settings.batch_size} {self.loss.kind}{smaller}, {processes}, ZeRO "
+            f"{self._zero_stage()}, {budget} tokens a micro-batch"
         )
         return plan
 

@@ -56,7 +56,7 @@ class Plan:
             batch_size: comparisons per update. Groups are never split: whole ones are added until it is reached.
             epochs: passes over the data; the last, smaller batch of each is kept.
             max_steps: end after this many updates; None = run all epochs.
-            world_size: data-parallel ranks.
+            world_size: ranks that have rows of their own.
             token_budget: tokens per micro-batch and rank; a longer group is a micro-batch of its own.
             padded: whether the groups of a micro-batch are padded to the longest: see ``pack``.
         """

@@ -73,6 +73,8 @@ class Engine:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of ``loss``, this rank's part of the global batch's loss.
 
+        Ranks that share rows have one loss, whose gradient is in parts on each of them: of its own tokens.
+
         Args:
             loss: scalar. The update follows the *sum* over ranks and calls.
             last: whether this is the update's last call. Every rank makes the same number of calls.

@@ -22,15 +22,14 @@ _OURS = {
     "torch_autocast": "train.precision",
     "data_types": "train.precision",
     "zero_optimization.stage": "engine.zero_stage",
+    "sequence_parallel_size": "engine.sequence_parallel",
+    "data_parallel_size": "launch.num_processes and engine.sequence_parallel",
 }
 
-# In these several ranks work on the same rows, and ours have rows of their own each: DeepSpeed would take what
-# different rows gave for parts of one.
-_SEQUENCES = "sequence parallelism (Ulysses) cuts sequences at any token, which groups of answers can't be"
+# In these several ranks work on the same rows, of which our plan knows nothing: DeepSpeed would take what different
+# rows gave for parts of one.
 _ONE_ROW_FOR_SEVERAL = {
-    "sequence_parallel_size": _SEQUENCES,
-    "data_parallel_size": _SEQUENCES,
-    "tensor_parallel": "tensor parallelism (AutoTP) has several ranks run the same rows, and here each has its own",
+    "tensor_parallel": "tensor parallelism (AutoTP) has several ranks run the same rows, which would count twice",
     "expert_parallel": "expert parallelism (AutoEP) puts layers of its own into a model, of which files hold none",
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dpo_cli.data.plan import share_out
-from dpo_cli.distributed import rank, sums, world_size
+from dpo_cli.distributed import data_rank, data_ranks, sums
 from dpo_cli.evaluation.scores import Scores
 from dpo_cli.losses import Sums
 from dpo_cli.objective import Objective, Policy, rows_of
@@ -35,11 +35,11 @@ def evaluate_preferences(
         keep: of the same groups, to be filled with the numbers behind the means.
     """
     order = range(len(objective.groups))
-    ranks = share_out(order, lengths, lengths, world_size(), token_budget, padded=not objective.share)
-    contexts, _ = objective.contexts(policy, ranks[rank()], order, {})
+    ranks = share_out(order, lengths, lengths, data_ranks(), token_budget, padded=not objective.share)
+    contexts, _ = objective.contexts(policy, ranks[data_rank()], order, {})
     rows = rows_of(order, objective.count)
     totals = Sums(objective.loss.metric_names)
-    for members in ranks[rank()]:
+    for members in ranks[data_rank()]:
         # A filler is run like any other, as under ZeRO 3 every rank must take part; it counts nothing.
         with torch.no_grad():
             batch, logps = objective.look(policy, [objective.groups[index] for index in members or (0,)])
@@ -50,7 +50,7 @@ def evaluate_preferences(
             if keep is not None:
                 own = [metrics[f"rewards/{side}"] for side in ("chosen", "rejected")]
                 keep.add(members, logps, objective.loss, own if objective.loss.kind != "answers" else ())
-            advance(len(members) * world_size())  # the other ranks do about as many
+            advance(len(members) * data_ranks())  # the other ranks do about as many
     if keep is not None:
         keep.gather()
     return totals.means(sums)

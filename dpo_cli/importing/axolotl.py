@@ -62,6 +62,7 @@ def _normalised(given: Mapping[str, Any]) -> dict[str, Any]:
         ("revision_of_model", "model_revision"),
         ("bfloat16", "bf16"),
         ("evaluation_strategy", "eval_strategy"),
+        ("sequence_parallel_degree", "context_parallel_size"),
     ):
         if found.get(old) is not None and found.get(new) is None:
             found[new] = found.pop(old)
@@ -128,6 +129,12 @@ def _convert_rest(options: Options, draft: Draft) -> None:
         draft.set("optim.min_lr_ratio", options.number("cosine_min_lr_ratio"))
     if options.take("fsdp_config"):
         draft.set("engine.zero_stage", 3, "in place of FSDP")
+    if (shared_by := options.whole("context_parallel_size") or 1) > 1:
+        draft.set("engine.sequence_parallel", shared_by, options.origin("context_parallel_size"))
+        draft.check(
+            "Processes share a row by their attention heads here: engine.sequence_parallel must divide these, and "
+            "launch.num_processes."
+        )
     if options.has("wandb_project"):
         draft.set("tracker.project", options.text("wandb_project"))
     if options.text("wandb_mode") in ("online", "offline", "disabled"):

@@ -418,14 +418,14 @@ _MACHINE = [
         dp_replicate_size=None,
         experimental_skip_move_to_device=True,
     ),
-    *harmless(
+    *becomes(
+        "engine.sequence_parallel",
         "processes that share one row count once in --processes",
         sequence_parallel_degree=None,
         context_parallel_size=None,
-        heads_k_stride=None,
-        ring_attn_func=None,
-        tensor_parallel_size=None,
     ),
+    *harmless("rows are shared by Ulysses' exchange of heads, not in a ring", heads_k_stride=None, ring_attn_func=None),
+    *harmless("processes that share one row count once in --processes", tensor_parallel_size=None),
     *harmless("processes of one machine: launch.num_processes", use_ray=False, ray_run_name=None, ray_num_workers=1),
     *harmless("processes of one machine: launch.num_processes", resources_per_worker=None),
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +63,18 @@ class Activations:
             self.copies,
             self.layer_copies,
         )
+
+    def spread(self, processes: int) -> Activations:
+        """On each of several processes that share the row.
+
+        What attention gives and what its output projection keeps are then two things, in float32 as large as what goes
+        into a layer.
+        """
+        if processes == 1:
+            return self
+        part = self.scaled(1 / processes)
+        more = 1 + self.inputs / self.layers
+        return replace(part, layers=part.layers * more, layer=part.layer * more)
 
 
 def activations(

@@ -224,7 +224,7 @@ class AsReference(Policy):
             policy: whose model it is.
             adapter: that model's.
         """
-        super().__init__(policy.model, precision=policy.precision, groups=policy.groups)
+        super().__init__(policy.model, precision=policy.precision, groups=policy.groups, spread=policy.spread)
         self.adapter = adapter
 
     def forward(self, batch: FlatBatch, concentration: bool = False) -> Tensor | tuple[Tensor, Tensor]:

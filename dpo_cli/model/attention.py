@@ -23,6 +23,7 @@ from dpo_cli.data.collate import Layout
 from dpo_cli.model import attention_blocks, attention_varlen
 from dpo_cli.model.attention_blocks import MAX_KEYS, Block, blocks_of, longest
 from dpo_cli.model.attention_varlen import Scoring, Shape, Stretches, find_kernel
+from dpo_cli.model.sequence_parallel import own_heads, to_heads, to_tokens
 
 GROUP_ATTENTION = "dpo_groups"
 
@@ -42,8 +43,15 @@ def own_attention(model: PreTrainedModel) -> str:
 class Segments:
     """Which stretches of a row belong together, and the masks for them; one per forward pass."""
 
-    def __init__(self, layouts: Sequence[Layout], device: torch.device) -> None:
+    def __init__(self, layouts: Sequence[Layout], device: torch.device, *, spread: bool = False) -> None:
+        """
+        Args:
+            layouts: of the whole row.
+            device: where it is.
+            spread: whether the processes of a sequence group share it: layers are then given a slice of the row.
+        """
         self.layouts = layouts
+        self.spread = spread
         self.device = device
         self.calls = 0
         """Attention layers that have used it: the start-up check compares it with the model's depth."""
@@ -106,7 +114,8 @@ def group_attention(
     """The attention function models call in each layer.
 
     Args:
-        query: ``[1, heads, T, d]``; ``key`` and ``value`` may have fewer heads, a divisor of the queries'.
+        query: ``[1, heads, T, d]``, of a row that is spread its slice; ``key`` and ``value`` may have fewer heads, a
+            divisor of the queries'.
         attention_mask: must be None.
         scaling: of the scores; None = 1 / sqrt(d).
         segments: what sees what.
@@ -128,18 +137,31 @@ def group_attention(
         )
     segments.calls += 1
     scoring = Scoring(scaling, sliding_window, softcap)
-    shape = Shape.of(query, key, scoring, sinks=s_aux is not None)
+    if not segments.spread:
+        return _attend_row(segments, query, key, value, scoring, s_aux), None
+    dtype = Shape.of(query, key, scoring, sinks=s_aux is not None).dtype
+    query, key, value = to_heads(query, key, value, segments.layouts[-1].end, dtype)
+    sinks = None if s_aux is None else own_heads(s_aux)
+    return to_tokens(_attend_row(segments, query, key, value, scoring, sinks)), None
+
+
+def _attend_row(
+    segments: Segments, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, sinks: Tensor | None
+) -> Tensor:
+    """Of all tokens of a row: ``[1, T, heads, d]``."""
+    scaling, sliding_window, softcap = scoring
+    shape = Shape.of(query, key, scoring, sinks=sinks is not None)
     kernel, why_not = find_kernel(shape)
     if why_not:
         segments.fallbacks.add(why_not)
     if kernel is not None:
         segments.kernels.add(kernel.name)
         states = (query, key, value)
-        return attention_varlen.attend(kernel, segments.stretches, *states, scoring, shape.dtype), None
+        return attention_varlen.attend(kernel, segments.stretches, *states, scoring, shape.dtype)
     if _in_blocks(segments, shape):
         segments.kernels.add("blocks")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attention_blocks.attend(query, key, value, segments.blocks, scale, segments.square), None
+        return attention_blocks.attend(query, key, value, segments.blocks, scale, segments.square)
     segments.kernels.add("SDPA")
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:  # not SDPA's enable_gqa: its CPU backward is wrong in older torch, and no faster
@@ -152,9 +174,9 @@ def group_attention(
                 seen_key = torch.cat((key[:, :, trunk], seen_key), dim=2)
                 seen_value = torch.cat((value[:, :, trunk], seen_value), dim=2)
             outputs.append(
-                _attend(segments, query[:, :, own], seen_key, seen_value, scaling, sliding_window, softcap, s_aux)
+                _attend(segments, query[:, :, own], seen_key, seen_value, scaling, sliding_window, softcap, sinks)
             )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def _in_blocks(segments: Segments, shape: Shape) -> bool:

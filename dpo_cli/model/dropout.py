@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dpo_cli.data.collate import FlatBatch, flat_length, shared_prefix
 from dpo_cli.data.types import Group
 from dpo_cli.errors import DpoError
+from dpo_cli.model.sequence_parallel import own_slice, padded_length
 
 
 class Noise:
@@ -29,6 +30,9 @@ class Noise:
         self._keys: list[bytes] = []
         self._pieces: list[list[tuple[int, slice, slice]]] = []
         self._shape = (0, 0)
+        """Rows, and tokens in each."""
+        self._held = slice(None)
+        """The tokens of them that layers are given."""
 
     @contextmanager
     def of(self, update: int) -> Iterator[None]:
@@ -39,37 +43,48 @@ class Noise:
         finally:
             self.update = None
 
-    def look_at(self, batch: FlatBatch, *, share: bool) -> None:
+    def look_at(self, batch: FlatBatch, *, share: bool, spread: bool = False) -> None:
         """Take the batch whose forward pass, and backward pass, come next.
 
         Args:
             batch: of the pass.
             share: as the batch was collated: one row of all groups end to end, or a row per answer.
+            spread: whether all is one row, of which layers are given this process's slice.
         """
         if self.update is None:
             return
         self._keys = [_key(group) for group in batch.groups]
         self._pieces = []
-        layouts = iter(batch.layouts)
+        self._held = slice(None)
+        layouts = batch.layouts
         if share:
             for layout in layouts:
                 self._pieces.append([(0, slice(layout.start, layout.end), slice(0, layout.end - layout.start))])
             self._shape = (1, len(batch.input_ids))
-            return
-        row = 0
-        for group in batch.groups:
-            self._pieces.append(_rows_of(group, row))
-            row += len(group.answers)
-        self._shape = (row, max(layout.end - layout.start for layout in batch.layouts))
+        else:
+            row = 0
+            for group in batch.groups:
+                self._pieces.append(_rows_of(group, row))
+                row += len(group.answers)
+            self._shape = (row, max(layout.end - layout.start for layout in layouts))
+        if spread:
+            if not share:  # end to end
+                self._pieces = [
+                    [(0, _moved(place, layouts[row].start), of_group) for row, place, of_group in pieces]
+                    for pieces in self._pieces
+                ]
+            self._held = own_slice(len(batch.input_ids))
+            self._shape = (1, padded_length(len(batch.input_ids)))
 
     def keep(self, x: Tensor, p: float, layer: str) -> Tensor:
         """Which entries of ``x`` stay: bool, of its shape ``[rows, tokens, width]``. ``p``: the share that does not."""
-        if tuple(x.shape[:-1]) != self._shape:
+        expected = (self._shape[0], len(range(self._shape[1])[self._held]))
+        if tuple(x.shape[:-1]) != expected:
             raise DpoError(
-                f"{layer} is given {tuple(x.shape[:-1])} tokens, not the batch's {self._shape}: its dropout can't "
+                f"{layer} is given {tuple(x.shape[:-1])} tokens, not the batch's {expected}: its dropout can't "
                 "follow the rows; set model.adapter.dropout=0"
             )
-        kept = torch.ones(x.shape, dtype=torch.bool, device=x.device)
+        kept = torch.ones((*self._shape, x.shape[-1]), dtype=torch.bool, device=x.device)
         for key, pieces in zip(self._keys, self._pieces, strict=True):
             digest = hashlib.blake2b(f"{self.seed}|{self.update}|{layer}|".encode() + key, digest_size=8).digest()
             generator = torch.Generator(x.device)
@@ -79,7 +94,7 @@ class Noise:
             mask.bernoulli_(1.0 - p, generator=generator)
             for row, place, of_group in pieces:
                 kept[row, place] = mask[of_group]
-        return kept
+        return kept[:, self._held]
 
 
 class GroupDropout(nn.Module):
@@ -117,6 +132,10 @@ def _rows_of(group: Group, row: int) -> list[tuple[int, slice, slice]]:
         start += branch
     assert start == flat_length(group)
     return pieces
+
+
+def _moved(place: slice, by: int) -> slice:
+    return slice(place.start + by, place.stop + by)
 
 
 def _key(group: Group) -> bytes:

@@ -19,6 +19,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.model.adapters import Adapter, NewAdapter, add_adapter, hold_in_bfloat16, load_adapter
 from dpo_cli.model.attention import GROUP_ATTENTION
 from dpo_cli.model.files import CONFIG_FILE, ModelFiles, check_links, find_files, first_line, understood
+from dpo_cli.model.sequence_parallel import why_not as why_not_spread
 from dpo_cli.model.weight_files import INDEX, SINGLE, Stored, check_quantised, check_sizes, read_headers, read_index
 
 # Layer kinds whose whole notion of the past is the attention function's. Recurrent, convolution and chunked
@@ -72,6 +73,7 @@ def load_model(
     quantization: Mapping[str, Any] | None = None,
     name: str | None = None,
     place: Callable[[nn.Parameter], None] | None = None,
+    sequence_parallel: int = 1,
 ) -> LoadedModel:
     """The model in float32, or with matrices quantised.
 
@@ -85,6 +87,8 @@ def load_model(
         name: what messages call it; None = ``model.path=...``.
         place: what each weight is given to as soon as it is read, to keep a part of it only, say; it may be given one
             more than once. None = all are kept whole, as they are read.
+        sequence_parallel: processes that are to share each row; with several, its attention goes through
+            ``group_attention`` whatever ``attention`` says.
 
     Raises:
         DpoError: if it is no model folder, its weights can't be read or aren't all there, or it can't do what
@@ -95,8 +99,12 @@ def load_model(
     with understood(f"{name} is not a model"):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
         dropout = switch_off_dropout(config)
-        why_not = "model.attention=plain" if attention == "plain" else _why_no_groups(config)
+        why_not = why_no_groups(config)
+        if attention == "plain" and sequence_parallel == 1:
+            why_not = "model.attention=plain"
         settings = config.get_text_config().to_dict()
+    if sequence_parallel > 1 and (problem := why_not or why_not_spread(config, sequence_parallel)):
+        raise not_spread(sequence_parallel, problem)
     try:
         stored = _stored(path, revision)
         check_sizes(settings, stored)
@@ -112,6 +120,8 @@ def load_model(
             if not isinstance(error.__cause__, KeyError | ValueError | TypeError):
                 raise
             why_not = f"{config.model_type} can't be built with it ({first_line(error.__cause__)})"
+            if sequence_parallel > 1:
+                raise not_spread(sequence_parallel, why_not) from None
     if model is None:
         if attention == "groups":
             raise DpoError(f"model.attention=groups: {why_not}; use model.attention=auto")
@@ -133,6 +143,11 @@ def load_model(
         for parameter in model.parameters():
             place(parameter)
     return loaded
+
+
+def not_spread(sequence_parallel: int, problem: str) -> DpoError:
+    """That processes can't share this model's rows."""
+    return DpoError(f"engine.sequence_parallel={sequence_parallel}: {problem}; use engine.sequence_parallel=1")
 
 
 def attach(loaded: LoadedModel, files: ModelFiles, new: NewAdapter | None, *, precision: str, seed: int) -> None:
@@ -245,7 +260,8 @@ def switch_off_dropout(config: Any) -> dict[str, float]:
     return before
 
 
-def _why_no_groups(config: Any) -> str:
+def why_no_groups(config: Any) -> str:
+    """Why a model's attention can't go through ``group_attention``; empty = its configuration does not say."""
     text_config = config.get_text_config()
     other = sorted(set(getattr(text_config, "layer_types", None) or []) - _GROUP_LAYERS)
     if other:

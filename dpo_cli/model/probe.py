@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from dpo_cli.data.collate import collate
 from dpo_cli.data.types import Group
 from dpo_cli.model.attention import GROUP_ATTENTION, Segments, own_attention
-from dpo_cli.model.policy import Policy
+from dpo_cli.model.policy import Policy, run_row
 from dpo_cli.model.score import score
+from dpo_cli.model.sequence_parallel import own_share
 
 # Largest allowed difference of one token's log-prob between groups and plain sequences, in nats: far above
 # rounding (1e-5; 0.1 in bfloat16), far below what a wrong mask does.
@@ -44,22 +45,27 @@ def choose(groups: Sequence[Group], window: int | None) -> list[Group]:
     return chosen
 
 
-def compare(model: PreTrainedModel, groups: Sequence[Group], precision: str) -> Agreement:
-    """Score a few groups through ``group_attention`` and through the model's own attention."""
-    batch = collate(groups)
-    segments = Segments(batch.layouts, model.device)
+def compare(
+    model: PreTrainedModel, groups: Sequence[Group], precision: str, *, share: bool = True, spread: bool = False
+) -> Agreement:
+    """Score a few groups through ``group_attention`` and through the model's own attention.
+
+    Args:
+        model: with ``group_attention``.
+        groups: to be scored.
+        precision: ``fp32`` or ``bf16``.
+        share: whether prompts are run once for all their answers.
+        spread: whether the processes of a sequence group share each row; all of them must then call it.
+    """
+    batch = collate(groups, share=share)
+    segments = Segments(batch.layouts, model.device, spread=spread)
+    own = own_share(batch)[0] if spread else batch
     with torch.no_grad(), torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        model(
-            input_ids=torch.from_numpy(batch.input_ids)[None].to(model.device),
-            position_ids=torch.from_numpy(batch.position_ids)[None].to(model.device),
-            segments=segments,
-            logits_to_keep=torch.from_numpy(batch.rows[:1]).to(model.device),
-            use_cache=False,
-        )
+        run_row(model, own, own.rows[:1], segments)
     went = (tuple(sorted(segments.kernels)), tuple(sorted(segments.fallbacks)))
     if segments.calls != model.config.get_text_config().num_hidden_layers:
         return Agreement(float("nan"), False, True, *went)
-    in_groups = score(Policy(model, precision=precision, groups=True), groups, share=True)
+    in_groups = score(Policy(model, precision=precision, groups=share, spread=spread), groups, share=share)
     model.set_attn_implementation(own_attention(model))
     try:
         plain = score(Policy(model, precision=precision, groups=False), groups, share=False)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from dpo_cli import faults
 from dpo_cli.data.collate import flat_length
 from dpo_cli.data.plan import pack
 from dpo_cli.data.types import Group
-from dpo_cli.distributed import from_first, rank, wait_for_all, world_size
+from dpo_cli.distributed import data_rank, data_ranks, from_first, rank, sequence_rank, wait_for_all, world_size
 from dpo_cli.errors import NumericsError, StorageError
 from dpo_cli.model.policy import Policy
 from dpo_cli.model.score import score
@@ -50,7 +51,7 @@ def fill(
     together: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> ReferenceCounts:
-    """Compute what the store lacks for ``groups``, shared out over the ranks. All ranks must call it.
+    """Compute what the store lacks for ``groups``, shared out over the data ranks. All ranks must call it.
 
     What is done is kept every minute, so that a pass that was cut off goes on from there, and to the same bits. Those
     depend on what else is in a micro-batch. A first-fit packing without some whole micro-batches has the others as they
@@ -82,9 +83,11 @@ def fill(
             policy.eval()
             began = time.perf_counter()
             work = _micro_batches(parts, set(missing), policy, token_budget)
-            mine = work[rank() :: world_size()]
-            idle = -(-len(work) // world_size()) - len(mine) if together else 0
-            _compute(store, shard, mine + work[:1] * idle, len(mine), policy, advance)
+            mine = work[data_rank() :: data_ranks()]
+            idle = -(-len(work) // data_ranks()) - len(mine) if together else 0
+            # The processes that share rows compute the same numbers: the first keeps them.
+            keep = partial(store.add, shard=shard) if sequence_rank() == 0 else _drop
+            _compute(keep, mine + work[:1] * idle, len(mine), policy, advance)
             seconds = time.perf_counter() - began
         wait_for_all()
     store.refresh()
@@ -96,6 +99,10 @@ def fill(
     total = sum(len(answer) for group in groups for answer in group.answers)
     computed = sum(len(answer) for index in missing for answer in parts[index].answers)
     return ReferenceCounts(tokens_computed=computed, tokens_read=max(0, total - computed), seconds=seconds)
+
+
+def _drop(groups: Sequence[Group], logps: Sequence[Sequence[Logps]]) -> None:
+    """Keep nothing."""
 
 
 def _check_finite(groups: Sequence[Group], logps: Sequence[Sequence[Logps]]) -> None:
@@ -121,14 +128,13 @@ def _micro_batches(
 
 
 def _compute(
-    store: ReferenceStore,
-    shard: str | None,
+    keep: Callable[[Sequence[Group], Sequence[Sequence[Logps]]], None],
     work: Sequence[Sequence[Group]],
     count: int,
     policy: Policy,
     advance: Callable[[int], None],
 ) -> None:
-    """A rank's micro-batches: the first ``count`` are kept, the others run for ranks that have one more."""
+    """A data rank's micro-batches: the first ``count`` are kept, the others run for those that have one more."""
     done: list[Group] = []
     logps: list[list[Logps]] = []
     last_kept = time.monotonic()
@@ -141,9 +147,9 @@ def _compute(
             _check_finite(batch, found)
             logps += found
             done += batch
-            advance(len(batch) * world_size())  # the other ranks do about as many
+            advance(len(batch) * data_ranks())  # the other ranks do about as many
             if len(done) >= _GROUPS_PER_CHUNK or time.monotonic() - last_kept > _SECONDS_PER_CHUNK:
-                store.add(done, logps, shard=shard)
+                keep(done, logps)
                 done, logps, last_kept = [], [], time.monotonic()
     finally:  # what a signal cuts off is not lost
-        store.add(done, logps[: len(done)], shard=shard)
+        keep(done, logps[: len(done)])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from dpo_cli import distributed, faults, liveness
 from dpo_cli.data.plan import Step
 from dpo_cli.data.types import Group
-from dpo_cli.distributed import rank
+from dpo_cli.distributed import data_rank
 from dpo_cli.engine.engine import Engine
 from dpo_cli.errors import NumericsError
 from dpo_cli.losses import Sums
@@ -46,7 +46,7 @@ def train_step(engine: Engine, step: Step, objective: Objective, lr: float, sums
     Raises:
         NumericsError: if the loss is not finite on any rank, before anything is changed; or the gradient is not.
     """
-    micro_batches = step.ranks[rank()]
+    micro_batches = step.ranks[data_rank()]
     contexts, state = objective.contexts(engine, micro_batches, step.groups, state)
     rows = rows_of(step.groups, objective.count)
     before = sums.total("loss")

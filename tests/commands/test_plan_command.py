@@ -59,6 +59,27 @@ def test_without_checkpointing_it_is_what_is_proposed() -> None:
     assert alone.fix.fits
 
 
+def test_processes_that_share_rows_hold_a_part_of_the_activations_each() -> None:
+    words = ["+experiment=zephyr", "plan.device=a100_80gb", "launch.num_processes=8", "train.batch_size=512"]
+    words += ["train.activation_checkpointing=none", "train.tokens_per_micro_batch=8192"]
+    alone, shared = (planned(*words, f"engine.sequence_parallel={size}") for size in (1, 4))
+    before, after = (result.chosen.estimate.backward for result in (alone, shared))
+    assert alone.batches.tokens == shared.batches.tokens == 8192
+    assert 0.25 < after.activations / before.activations < 0.28
+    assert after.logits < before.logits
+    assert (after.weights, after.gradients, after.optimizer) == (before.weights, before.gradients, before.optimizer)
+    assert shared.batches.micro_batches > 3 * alone.batches.micro_batches
+    assert all(count % 4 == 0 for count in shared.smallest.values())
+
+
+@pytest.mark.parametrize(
+    ("processes", "size", "problem"), [(8, 3, "and there are 8"), (6, 3, "does not divide the 32 attention heads")]
+)
+def test_rows_that_cant_be_shared_are_refused_as_by_the_run(processes: int, size: int, problem: str) -> None:
+    with pytest.raises(DpoError, match=rf"^engine\.sequence_parallel={size}: .*{problem}"):
+        planned("+experiment=zephyr", f"launch.num_processes={processes}", f"engine.sequence_parallel={size}")
+
+
 def test_left_open_it_is_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     """With the tokens of a micro-batch as they are; and a proposal leaves it open as well."""
     words = ["+experiment=zephyr", "plan.device=a100_80gb", "launch.num_processes=8"]

@@ -25,6 +25,8 @@ CONFLICTS: dict[str, tuple[Any, str]] = {
     "amp": ({}, "train.precision"),
     "torch_autocast": ({"enabled": True}, "train.precision"),
     "data_types": ({}, "train.precision"),
+    "sequence_parallel_size": (2, "engine.sequence_parallel"),
+    "data_parallel_size": (2, "launch.num_processes and engine.sequence_parallel"),
 }
 
 
@@ -47,11 +49,10 @@ def test_all_conflicts_are_reported_at_once() -> None:
     )
 
 
-@pytest.mark.parametrize("key", ["sequence_parallel_size", "data_parallel_size", "tensor_parallel", "expert_parallel"])
+@pytest.mark.parametrize("key", ["tensor_parallel", "expert_parallel"])
 def test_what_would_have_ranks_share_rows_is_refused(key: str) -> None:
-    value = {"autotp_size": 2} if key.endswith("_parallel") else 2
     with pytest.raises(ConfigError) as error:
-        deepspeed_config(zero_stage=2, max_grad_norm=1.0, extra={key: value})
+        deepspeed_config(zero_stage=2, max_grad_norm=1.0, extra={key: {"autotp_size": 2}})
     (problem,) = error.value.problems
     assert problem.startswith(f"engine.deepspeed.{key} is not supported: ")
     assert problem.endswith("use engine.zero_stage=3")

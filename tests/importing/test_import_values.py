@@ -122,6 +122,8 @@ SAMPLES_OF: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "cpo_alpha": (0.5, {"rl": "simpo"}),
         "kto_desirable_weight": (1.5, {"rl": "kto"}),
         "kto_undesirable_weight": (1.5, {"rl": "kto"}),
+        "sequence_parallel_degree": (2, {}),
+        "context_parallel_size": (4, {}),
         "num_epochs": (2.0, {}),
         "micro_batch_size": (3, {}),
         "batch_size": (24, {}),
