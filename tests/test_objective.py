@@ -11,8 +11,8 @@ from helpers.loss_cases import loss
 from dpo_cli.data.collate import FlatBatch, collate
 from dpo_cli.data.kinds import mismatch
 from dpo_cli.data.types import Group, Pair
-from dpo_cli.model.attention import GROUP_ATTENTION
-from dpo_cli.model.policy import Policy
+from dpo_cli.model.attention import GROUP_ATTENTION, Segments
+from dpo_cli.model.policy import Policy, run_row
 from dpo_cli.objective import Objective, rows_of
 
 
@@ -69,7 +69,7 @@ def test_concentration_is_log_of_the_sum_of_squared_probabilities(policy: Policy
                 ids = torch.tensor([[*group.prompt_ids.tolist(), *answer.tolist()]])
                 rest = Group(ids[0, :1].numpy().astype(np.int32), (ids[0, 1:].numpy().astype(np.int32),), (), "x")
                 batch = collate([rest])
-                logits = policy._flat(batch, torch.device("cpu"))
+                logits = run_row(policy.model, batch, batch.rows, Segments(batch.layouts, torch.device("cpu")))
                 squares = torch.log_softmax(logits, -1).exp().square().sum(-1).log()
                 expected += squares[len(group.prompt_ids) - 1 :].tolist()
     assert (logps.policy - logps.concentration).tolist() == pytest.approx(expected, rel=1e-8)

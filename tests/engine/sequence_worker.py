@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from helpers import sequence_case as case
+from helpers.families import awkward_groups
 from helpers.plain_model import gradients
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from dpo_cli import distributed
 from dpo_cli.data.collate import Layout, collate
 from dpo_cli.engine.engine import Engine
+from dpo_cli.errors import StorageError
 from dpo_cli.losses import Sums, make_loss
 from dpo_cli.model import attention
 from dpo_cli.model.attention import Segments, group_attention
@@ -24,6 +26,8 @@ from dpo_cli.model.attention_varlen import Found, Kernel, plain
 from dpo_cli.model.checkpointing import checkpoint_layers
 from dpo_cli.model.sequence_parallel import exchange, own_slice, padded_length, to_heads, to_tokens
 from dpo_cli.objective import Objective
+from dpo_cli.reference.compute import fill
+from dpo_cli.reference.store import ReferenceStore
 from dpo_cli.training.step import train_step
 
 
@@ -112,6 +116,21 @@ def families(out: Path) -> None:
 FIND_KERNEL = attention.find_kernel
 
 
+def reference(out: Path) -> None:
+    """A store of its own for each process: the first keeps all, and the second, which computes the same, nothing."""
+    store = ReferenceStore(out / f"process-{distributed.rank()}", {"of": "a test"})
+    policy = case.policy_of("llama", True, "float32", spread=True)
+    groups = awkward_groups()
+    lacking = False
+    try:
+        fill(store, groups, lambda: policy, token_budget=48)
+    except StorageError:
+        lacking = True
+    assert lacking == (distributed.rank() == 1)
+    store.refresh()
+    assert store.missing(groups) == (list(range(len(groups))) if lacking else [])
+
+
 def memory(out: Path) -> None:
     """Bytes that the forward pass of a long row keeps, whole and spread."""
     kept = {}
@@ -173,5 +192,5 @@ if __name__ == "__main__":
     if job == "runs":
         runs(Path(folder), [case.Run(*run) for run in more[0]])
     else:
-        {"exchanges": exchanges, "sinks": sinks, "families": families, "memory": memory}[job](Path(folder))
+        {each.__name__: each for each in (exchanges, sinks, families, memory, reference)}[job](Path(folder))
     distributed.stop()

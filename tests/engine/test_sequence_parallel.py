@@ -19,6 +19,7 @@ from transformers import LlamaConfig, RwkvConfig
 from dpo_cli.data.collate import collate
 from dpo_cli.errors import DpoError
 from dpo_cli.model.activations import activations
+from dpo_cli.model.adapters import Adapter, AsReference
 from dpo_cli.model.load import load_model
 from dpo_cli.model.sequence_parallel import most_rows, why_not
 
@@ -28,6 +29,10 @@ WORKER = Path(__file__).with_name("sequence_worker.py")
 @pytest.mark.parametrize("job", ["exchanges", "sinks"])
 def test_an_exchange_and_what_is_made_of_it(tmp_path: Path, job: str) -> None:
     run_ranks(WORKER, [job, 2, str(tmp_path)], 2, tmp_path)
+
+
+def test_the_first_of_those_that_share_rows_keeps_the_references_log_probs(tmp_path: Path) -> None:
+    run_ranks(WORKER, ["reference", 2, str(tmp_path)], 2, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,15 @@ def test_log_probs_and_gradients_are_the_models_own(
         for key, gradient in expected.items():
             scale = float(gradient.abs().max()) or 1.0
             assert float((found[f"{rows}/{key}"] - gradient).abs().max()) <= 20 * tolerance * scale, (rows, key)
+
+
+def test_how_sure_the_model_is_is_put_together_as_well(of_families: Path) -> None:
+    found = load_file(of_families / f"{case.key('llama', True, 'float64', False)}-1.safetensors")
+    policy = case.policy_of("llama", True, "float64", spread=False)
+    for rows, groups in case.ROWS.items():
+        batch = collate(groups())
+        expected = policy(batch, True)[1][torch.from_numpy(batch.answer_tokens)]
+        assert torch.allclose(found[f"{rows}/concentration"], expected, rtol=0, atol=1e-6)
 
 
 def test_each_process_keeps_its_share_of_a_long_row(tmp_path: Path) -> None:
@@ -104,6 +118,14 @@ def test_other_models_are_not_refused() -> None:
     assert not any(why_not(config(), 2) for config in case.CONFIGS.values())
 
 
+def test_an_adapter_switched_off_shares_rows_like_the_policy() -> None:
+    run = case.Run("llama", 0, adapter=True)
+    for spread in (True, False):
+        policy = case.trained(run, spread=spread)
+        adapter = Adapter(policy.model, None, policy.noise, new=True)
+        assert AsReference(policy, adapter).spread is spread
+
+
 @cache
 def plain(family: str) -> case.Plain:
     return case.Plain(family)
@@ -130,8 +152,9 @@ def assert_same(found: tuple[list, dict], curve: list, weights: dict, tolerance:
         assert float((found[1][name] - tensor).abs().max() / tensor.abs().max()) <= tolerance, name
 
 
-FIRST = [case.Run("one-key-head", 0), case.Run("llama", 2), case.Run("llama", 3, share=False)]
+FIRST = [case.Run("one-key-head", 0), case.Run("llama", 3, share=False)]
 MORE = [
+    case.Run("llama", 2),
     case.Run("llama", 0, share=False),
     case.Run("llama", 3, checkpointing="full"),
     case.Run("llama", 2, checkpointing="selective"),
