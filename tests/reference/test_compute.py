@@ -106,10 +106,12 @@ def test_the_number_of_ranks_changes_no_bit(tmp_path: Path, monkeypatch) -> None
     groups = make_groups(60)
     run(tmp_path / "one", groups, Touchy())
     monkeypatch.setattr(compute, "world_size", lambda: 3)
+    monkeypatch.setattr(compute, "data_ranks", lambda: 3)
     monkeypatch.setattr(compute, "wait_for_all", lambda: None)
     monkeypatch.setattr(compute, "from_first", lambda _: [*range(len(distinct(groups)))])
     for rank in (2, 0, 1):
         monkeypatch.setattr(compute, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(compute, "data_rank", lambda rank=rank: rank)
         if rank == 1:
             run(tmp_path / "three", groups, Touchy())
         else:
@@ -133,11 +135,13 @@ def test_other_rows_leave_what_is_known_as_it_is(tmp_path: Path) -> None:
 def test_ranks_that_share_weights_look_equally_often(tmp_path: Path, monkeypatch) -> None:
     groups = make_groups(60)
     monkeypatch.setattr(compute, "world_size", lambda: 4)
+    monkeypatch.setattr(compute, "data_ranks", lambda: 4)
     monkeypatch.setattr(compute, "wait_for_all", lambda: None)
     monkeypatch.setattr(compute, "from_first", lambda _: [*range(len(distinct(groups)))])
     looks = []
     for rank in range(4):
         monkeypatch.setattr(compute, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(compute, "data_rank", lambda rank=rank: rank)
         model, store = Touchy(), ReferenceStore(tmp_path, IDENTITY)
         with nullcontext() if rank == 3 else pytest.raises(StorageError, match="does not see the log-probs of"):
             fill(store, groups, lambda model=model: model, token_budget=BUDGET, together=True)
