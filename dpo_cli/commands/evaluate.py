@@ -29,7 +29,7 @@ from dpo_cli.data.types import Group
 from dpo_cli.errors import CheckpointError, DataError, DpoError
 from dpo_cli.evaluation import measures
 from dpo_cli.evaluation.alarms import Alarm, of_preferences
-from dpo_cli.evaluation.harness import run_tasks
+from dpo_cli.evaluation.harness import check_harness, run_tasks
 from dpo_cli.evaluation.intervals import Bootstrap, plain
 from dpo_cli.evaluation.paired import compare, shared
 from dpo_cli.evaluation.preferences import evaluate_preferences
@@ -126,6 +126,10 @@ def _evaluate(
     facts = row_facts(_data(config.data), loss.kind, _columns(config), {group.source for group in groups})
     other = None if config.against is None else _other(config, console)
     check_can_generate(config)
+    if config.eval.tasks:
+        check_harness()
+        if distributed.world_size() > 1:
+            raise DpoError("eval.tasks are run by one process: launch.num_processes=1")
     scored = _score(config, loss, rows, console)
     generations = None
     if config.eval.samples:
@@ -164,8 +168,6 @@ def _evaluate(
 
 def _tasks(config: EvaluateConfig, rows: Rows, scored: _Scored, console: Console) -> dict[str, Any]:
     """Standard tasks, of the model and of its reference."""
-    if distributed.world_size() > 1:
-        raise DpoError("eval.tasks are run by one process: launch.num_processes=1")
     models = {"policy": scored.scorer.policy}
     if scored.reference is not None:
         models["reference"] = scored.reference.policy()
