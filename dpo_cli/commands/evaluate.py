@@ -125,11 +125,7 @@ def _evaluate(
     groups = rows.data.held_out
     facts = row_facts(_data(config.data), loss.kind, _columns(config), {group.source for group in groups})
     other = None if config.against is None else _other(config, console)
-    check_can_generate(config)
-    if config.eval.tasks:
-        check_harness()
-        if distributed.world_size() > 1:
-            raise DpoError("eval.tasks are run by one process: launch.num_processes=1")
+    check_parts(config)
     scored = _score(config, loss, rows, console)
     generations = None
     if config.eval.samples:
@@ -164,6 +160,19 @@ def _evaluate(
     if other is not None:
         found["against"] = _against(other, groups, comparisons, bootstrap, console)
     return found, alarms, generations
+
+
+def check_parts(config: EvaluateConfig) -> None:
+    """Whether what generates, judges or asks is there.
+
+    Raises:
+        DpoError: it is not.
+    """
+    check_can_generate(config)
+    if config.eval.tasks:
+        check_harness()
+        if distributed.world_size() > 1:
+            raise DpoError("eval.tasks are run by one process: launch.num_processes=1")
 
 
 def _tasks(config: EvaluateConfig, rows: Rows, scored: _Scored, console: Console) -> dict[str, Any]:

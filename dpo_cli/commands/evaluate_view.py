@@ -128,13 +128,14 @@ def show_generations(console: Console, rows: Sequence[Mapping[str, Any]], found:
         console.table(table)
     if "win_rate" in found:
         rate = found["win_rate"]
-        table = _table(f"against the reference, judged by {rate['judge']['name']}", "", "value", "95% interval")
+        table = _table(f"against the reference, judged by {_judge(rate)}", "", "value", "95% interval")
         for name, label in RATES.items():
             if name in rate:
                 _add(table, label, rate[name])
         console.table(table)
+        agreed = "" if rate["agreement"] is None else f", which agree in {rate['agreement']:.0%}"
         console.result(
-            f"{rate['prompts']:,} prompts judged in both orders, {rate['without_verdict']:,} without a verdict"
+            f"{rate['prompts']:,} prompts judged in both orders{agreed}; {rate['without_verdict']:,} without a verdict"
         )
     table = Table(title="some of the answers", title_justify="left", show_lines=True)
     headings = [name for name in ("prompt", "policy", "reference") if rows[0][name] is not None]
@@ -181,8 +182,7 @@ def into_card(card: Path, rows: str, found: Mapping[str, Any], alarms: Sequence[
         lines += ["", "| sampled answers | value | interval |", "|---|---|---|"]
         lines += [f"| {label} | {' | '.join(_cells(value))} |" for label, value in sampled.items() if value is not None]
     if "win_rate" in found:
-        judge = found["win_rate"]["judge"]
-        lines += ["", f"Judged by {judge.get('model') or judge.get('path')}, each pair in both orders."]
+        lines += ["", f"Judged by {_judge(found['win_rate'])}, each pair in both orders."]
     if "benchmark" in found:
         benchmark = found["benchmark"]
         lines += ["", f"| {benchmark['name']} | {benchmark['score']:.4f} |", "|---|---|"]
@@ -210,6 +210,11 @@ def _cells(found: Estimate) -> tuple[str, str]:
         return "-", "-"
     interval = "-" if found.low != found.low else f"{found.low:.3f} to {found.high:.3f}"
     return f"{found.value:.3f}", interval
+
+
+def _judge(rate: Mapping[str, Any]) -> str:
+    """The model that judged."""
+    return str(rate["judge"].get("model") or rate["judge"].get("path"))
 
 
 def _with_interval(found: Estimate) -> str:
