@@ -71,6 +71,7 @@ def run(config: EvaluateConfig) -> None:
     if generations is not None:
         show_generations(console, generations.rows(), found)
     if output is None:
+        console.say("nothing is written: output=FOLDER keeps it as eval.json")
         return
     Path(output).mkdir(parents=True, exist_ok=True)
     of_what = evaluation_name(config)
