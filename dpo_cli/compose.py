@@ -364,6 +364,8 @@ def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
             config.data.eval = None
     elif config.data.eval is None:
         raise DpoError(f"run={run} held no rows out: name rows to evaluate with data.path=... or data.eval=...")
+    if "eval" in values and (config.prompts is not None or not config.eval.samples) and "eval.true_reward" not in given:
+        config.eval.true_reward = None  # the run's own, which judges answers to its held-out prompts
     merged = OmegaConf.to_container(config, resolve=True)
     return {str(key): value for key, value in merged.items()} if isinstance(merged, dict) else values
 

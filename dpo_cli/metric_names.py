@@ -12,7 +12,8 @@ _OF_UPDATES = (
     *("memory/rss_gib", "memory/gpu_gib"),
 )
 _LOWER_IS_BETTER = {
-    *("loss", "kl", "kl_error", "perplexity", "grad_norm", "memory", "seconds", "ece", "brier", "repetition"),
+    *("loss", "kl", "kl_error", "kl_per_token", "perplexity", "grad_norm", "memory", "seconds", "ece", "brier"),
+    *("repetition", "unfinished"),
 }
 
 
@@ -33,8 +34,9 @@ def of_samples(*, true_reward: bool, kl: bool) -> tuple[str, ...]:
         true_reward: whether one is known.
         kl: whether the samples are the policy's own, and there is a reference.
     """
-    drift = ("samples/kl", "samples/kl_error") if kl else ()
-    return ("samples/length", *(["samples/true_reward"] if true_reward else []), *drift)
+    names = ["length", "repetition", "unfinished", *(["true_reward"] if true_reward else [])]
+    names += ["entropy", "kl", "kl_error", "kl_per_token"] if kl else []
+    return tuple(f"samples/{name}" for name in names)
 
 
 def of_run(loss: Iterable[str], held_out: bool, samples: Iterable[str]) -> tuple[str, ...]:

@@ -154,6 +154,9 @@ class Sweep:
         self._report = True
         """Whether one is written at the end."""
         self._jobs: list[Job] = []
+        """As they ended."""
+        self._begun: dict[str, int] = {}
+        """Which began when, by name."""
         self._screen = Screen(f"{self.folder}; the output of each run is in its .log there")
         self._shares: list[list[str]] = []
         """Of this machine's GPUs, by slot."""
@@ -251,6 +254,7 @@ class Sweep:
         if point is None:
             return False
         name, run_dir = point.name, point.run_dir
+        self._begun.setdefault(name, len(self._begun))
         if read(run_dir).get("status") == "done":
             if _settings(run_dir) != _comparable(point.config.model_dump(mode="json")):
                 message = (
@@ -347,6 +351,7 @@ class Sweep:
         if not self._jobs:
             print(remark, end="\n" if remark else "")
             return int(ExitCode.DONE)
+        self._jobs.sort(key=lambda job: self._begun.get(job.name, len(self._begun)))
         records = {job.name: read(job.run_dir) for job in self._jobs}
         finals: dict[str, dict[str, Any]] = {name: record.get("final", {}) for name, record in records.items()}
         held_out = any("eval/loss" in final for final in finals.values())
@@ -354,17 +359,19 @@ class Sweep:
         if self._goal.metric is not None:
             headings.setdefault(self._goal.metric, self._goal.metric)
         columns = [name for name in headings if any(name in final for final in finals.values())]
+        computed = {name: record.get("reference", {}).get("tokens_computed", 0) for name, record in records.items()}
+        more = ["ref. tokens"] if any(computed.values()) else []
         whose = "held out" if held_out else "of the last update"
         title = f"{len(self._jobs)} runs in {self.folder}; loss, accuracy and margin {whose}"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for heading in ("run", "outcome", *(headings[name] for name in columns), "ref. tokens", "s"):
+        for heading in ("run", "outcome", *(headings[name] for name in columns), *more, "s"):
             left = heading in ("run", "outcome")
             table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=heading != "run")
         for job in self._jobs:
             record, final = records[job.name], finals[job.name]
             values = ["" if final.get(name) is None else f"{final[name]:.3f}" for name in columns]
-            computed = str(record.get("reference", {}).get("tokens_computed", ""))
-            table.add_row(job.name, job.outcome, *values, computed, f"{record.get('seconds', 0):.0f}")
+            values += [f"{computed[job.name]:,}"] * len(more)
+            table.add_row(job.name, job.outcome, *values, f"{record.get('seconds', 0):.0f}")
         # Where nobody watches, lines may be as long as they need to be.
         Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
         self._say_best()

@@ -18,6 +18,7 @@ from helpers.command import Outcome, dpo, dpo_each, environment
 
 import dpo_cli.quickstart
 from dpo_cli.cli import COMMANDS, HELPERS
+from dpo_cli.config import EvaluateConfig, ScoreConfig, valid_keys
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LOSSES = sorted(file.stem for file in (CONFIGS / "loss").glob("*.yaml"))
@@ -319,6 +320,18 @@ def test_cfg_job_is_the_composed_configuration(shown: dict[str, str]) -> None:
         "rows.jsonl", "null"
     )
     assert "hydra:" not in shown["cfg"]
+
+
+@pytest.mark.parametrize(("command", "config"), [("eval", EvaluateConfig), ("score", ScoreConfig)])
+def test_help_begins_with_what_a_command_is_called_with(shown: dict[str, str], command: str, config: type) -> None:
+    """In lines that fit a terminal, of keys that there are."""
+    first = shown[f"{command} help"].partition("== Recipes")[0]
+    lines = [line for line in first.splitlines() if line.startswith(f"dpo {command} ")]
+    assert len(lines) > 1
+    assert max(map(len, first.splitlines()[1:])) <= 80
+    keys = {word.partition("=")[0] for line in first.splitlines()[1:] for word in line.split() if "=" in word}
+    assert "run" in keys
+    assert keys - set(valid_keys(config)) - {"judge", "judge.path", "eval"} == set()
 
 
 def test_flags_may_stand_anywhere(shown: dict[str, str]) -> None:

@@ -29,7 +29,7 @@ from dpo_cli.data.types import Group
 from dpo_cli.errors import CheckpointError, DataError, DpoError
 from dpo_cli.evaluation import measures
 from dpo_cli.evaluation.alarms import Alarm, of_preferences
-from dpo_cli.evaluation.harness import run_tasks
+from dpo_cli.evaluation.harness import check_harness, run_tasks
 from dpo_cli.evaluation.intervals import Bootstrap, plain
 from dpo_cli.evaluation.paired import compare, shared
 from dpo_cli.evaluation.preferences import evaluate_preferences
@@ -71,6 +71,7 @@ def run(config: EvaluateConfig) -> None:
     if generations is not None:
         show_generations(console, generations.rows(), found)
     if output is None:
+        console.say("nothing is written: output=FOLDER keeps it as eval.json")
         return
     Path(output).mkdir(parents=True, exist_ok=True)
     of_what = evaluation_name(config)
@@ -125,7 +126,7 @@ def _evaluate(
     groups = rows.data.held_out
     facts = row_facts(_data(config.data), loss.kind, _columns(config), {group.source for group in groups})
     other = None if config.against is None else _other(config, console)
-    check_can_generate(config)
+    check_parts(config)
     scored = _score(config, loss, rows, console)
     generations = None
     if config.eval.samples:
@@ -162,10 +163,21 @@ def _evaluate(
     return found, alarms, generations
 
 
+def check_parts(config: EvaluateConfig) -> None:
+    """Whether what generates, judges or asks is there.
+
+    Raises:
+        DpoError: it is not.
+    """
+    check_can_generate(config)
+    if config.eval.tasks:
+        check_harness()
+        if distributed.world_size() > 1:
+            raise DpoError("eval.tasks are run by one process: launch.num_processes=1")
+
+
 def _tasks(config: EvaluateConfig, rows: Rows, scored: _Scored, console: Console) -> dict[str, Any]:
     """Standard tasks, of the model and of its reference."""
-    if distributed.world_size() > 1:
-        raise DpoError("eval.tasks are run by one process: launch.num_processes=1")
     models = {"policy": scored.scorer.policy}
     if scored.reference is not None:
         models["reference"] = scored.reference.policy()

@@ -12,53 +12,19 @@ from rich.text import Text
 
 from dpo_cli.evaluation.alarms import Alarm
 from dpo_cli.evaluation.intervals import Estimate
+from dpo_cli.evaluation.words import DRIFT, LENGTH, PREFERENCES, RATES, RULES, SHIFTS
 from dpo_cli.tracking.console import Console
 from dpo_cli.whole_folder import write_file
 
-_NAMES = {
-    "accuracy": "accuracy",
-    "margin": "margin",
-    "log_loss": "log-loss",
-    "brier": "Brier score",
-    "confidence": "mean confidence",
-    "overconfidence": "confidence less accuracy",
-    "calibration_error": "calibration error",
-}
-_RULES = {
-    "longer_wins": "longer answer",
-    "reference_logp": "reference's log-prob",
-    "reference_logp_per_token": "... per token",
-    "policy_logp": "the model's log-prob",
-    "policy_logp_per_token": "... per token",
-}
-_LENGTH = {
-    "chosen_longer": "accuracy where the chosen is longer",
-    "chosen_shorter": "accuracy where the chosen is shorter",
-    "gap": "the first less the second",
-    "balanced_accuracy": "mean of the two accuracies",
-    "share_chosen_longer": "share with the chosen longer",
-    "correlation": "correlation of reward and length",
-}
-_DRIFT = {
-    "kl": "KL to the reference, nats per answer",
-    "kl_per_token": "KL to the reference, nats per token",
-    "entropy": "entropy, nats per token",
-    "length": "tokens per answer",
-    "repetition": "share of repeated 4-grams",
-    "unfinished": "share cut at eval.max_new_tokens",
-}
-_RATES = {
-    "win_rate": "win rate",
-    "length_controlled": "win rate at equal lengths",
-    "share_longer": "share of longer answers",
-}
+_WAYS = {"length": "length of the chosen answer to that of the rejected one", "turns": "user turns"}
+"""Ways to slice whose names say too little."""
 _SHOWN_SLICES = 12
 _SHOWN_ANSWERS = 3
 _START, _END = "<!-- dpo eval: start -->", "<!-- dpo eval: end -->"
 
 
 def show(console: Console, title: str, found: Mapping[str, Any], alarms: Sequence[Alarm]) -> None:
-    """The main table and the warnings, then the rest.
+    """The main table and the warnings, then what was asked for beside it, then the rest.
 
     Args:
         title: of the main table.
@@ -68,7 +34,7 @@ def show(console: Console, title: str, found: Mapping[str, Any], alarms: Sequenc
     preferences = found.get("preferences")
     if preferences:
         table = _table(title, "", "value", "95% interval")
-        for name, label in _NAMES.items():
+        for name, label in PREFERENCES.items():
             _add(table, label, preferences[name])
         _add(table, "accuracy of: the longer answer", found["baselines"]["longer_wins"]["accuracy"])
         console.table(table)
@@ -76,34 +42,34 @@ def show(console: Console, title: str, found: Mapping[str, Any], alarms: Sequenc
         _plain(console, title, found["metrics"])
     for alarm in alarms:
         console.warn(f"{alarm.name}: {alarm.text}")
-    if preferences:
-        _show_preferences(console, found)
-        _plain(console, "means of the loss's own metrics, as in training", found["metrics"])
+    if "against" in found:
+        _show_against(console, found["against"])
     if "benchmark" in found:
         show_benchmark(console, found["benchmark"])
     if "tasks" in found:
         _show_tasks(console, found["tasks"])
-    if "against" in found:
-        _show_against(console, found["against"])
+    if preferences:
+        _show_preferences(console, found)
+        own = {name: value for name, value in found["metrics"].items() if not name.startswith("samples/")}
+        _plain(console, "means of the loss's own metrics, as in training", own)
 
 
 def _show_preferences(console: Console, found: Mapping[str, Any]) -> None:
     table = _table("what needs no training, on the same comparisons", "", "accuracy", "the reward's gain")
     for rule, values in found["baselines"].items():
-        table.add_row(_RULES[rule], *("{} ({})".format(*_cells(values[name])) for name in ("accuracy", "gain")))
+        table.add_row(RULES[rule], *(_with_interval(values[name]) for name in ("accuracy", "gain")))
     console.table(table)
     table = _table("length", "", "value", "95% interval")
-    for name, label in _LENGTH.items():
+    for name, label in LENGTH.items():
         _add(table, label, found["length"][name])
     for side, value in found["shifts"].items():
-        _add(table, f"{side}: nats per token since the reference", value)
+        _add(table, SHIFTS[side], value)
     console.table(table)
     for way, parts in found["slices"].items():
-        table = _table(f"by {way}", way, "comparisons", "accuracy", "95% interval", "margin", "log-loss")
+        table = _table(f"by {_WAYS.get(way, way)}", "", "number", "accuracy", "margin", "log-loss")
         for part in parts[:_SHOWN_SLICES]:
-            value, interval = _cells(part["accuracy"])
             numbers = [f"{part[name].value:.3f}" for name in ("margin", "log_loss")]
-            table.add_row(part["value"], f"{part['comparisons']:,}", value, interval, *numbers)
+            table.add_row(part["value"], f"{part['comparisons']:,}", _with_interval(part["accuracy"]), *numbers)
         console.table(table)
         if len(parts) > _SHOWN_SLICES:
             console.result(f"... {len(parts) - _SHOWN_SLICES} more in eval.json")
@@ -154,21 +120,22 @@ def show_generations(console: Console, rows: Sequence[Mapping[str, Any]], found:
     """Drift and win rate, and some answers side by side."""
     if "drift" in found:
         sides = found["drift"]
-        table = _table("sampled answers", "", *(f"{side}'s" for side in sides), "95% interval (policy's)")
-        for name, label in _DRIFT.items():
+        table = _table("sampled answers", "", *(f"{side}'s" for side in sides))
+        for name, label in DRIFT.items():
             if name in sides["policy"]:
-                values = [f"{sides[side][name].value:.3f}" if name in sides[side] else "" for side in sides]
-                table.add_row(label, *values, _cells(sides["policy"][name])[1])
+                others = [f"{sides[side][name].value:.3f}" if name in sides[side] else "" for side in list(sides)[1:]]
+                table.add_row(label, _with_interval(sides["policy"][name]), *others)
         console.table(table)
     if "win_rate" in found:
         rate = found["win_rate"]
-        table = _table(f"against the reference, judged by {rate['judge']['name']}", "", "value", "95% interval")
-        for name, label in _RATES.items():
+        table = _table(f"against the reference, judged by {_judge(rate)}", "", "value", "95% interval")
+        for name, label in RATES.items():
             if name in rate:
                 _add(table, label, rate[name])
         console.table(table)
+        agreed = "" if rate["agreement"] is None else f", which agree in {rate['agreement']:.0%}"
         console.result(
-            f"{rate['prompts']:,} prompts judged in both orders, {rate['without_verdict']:,} without a verdict"
+            f"{rate['prompts']:,} prompts judged in both orders{agreed}; {rate['without_verdict']:,} without a verdict"
         )
     table = Table(title="some of the answers", title_justify="left", show_lines=True)
     headings = [name for name in ("prompt", "policy", "reference") if rows[0][name] is not None]
@@ -200,7 +167,7 @@ def into_card(card: Path, rows: str, found: Mapping[str, Any], alarms: Sequence[
     lines = [_START, "## Evaluation", "", f"On {rows}, with 95% bootstrap intervals over prompts.", ""]
     if found.get("preferences"):
         lines += ["| implicit reward | value | interval |", "|---|---|---|"]
-        values = {label: found["preferences"][name] for name, label in _NAMES.items()}
+        values = {label: found["preferences"][name] for name, label in PREFERENCES.items()}
         values["accuracy of: the longer answer"] = found["baselines"]["longer_wins"]["accuracy"]
         lines += [f"| {label} | {' | '.join(_cells(value))} |" for label, value in values.items()]
     else:
@@ -209,14 +176,13 @@ def into_card(card: Path, rows: str, found: Mapping[str, Any], alarms: Sequence[
             "|---|---|",
             *(f"| {name} | {value:.4f} |" for name, value in found["metrics"].items()),
         ]
-    sampled = {label: found.get("drift", {}).get("policy", {}).get(name) for name, label in _DRIFT.items()}
-    sampled |= {f"{label} against the reference": found.get("win_rate", {}).get(name) for name, label in _RATES.items()}
+    sampled = {label: found.get("drift", {}).get("policy", {}).get(name) for name, label in DRIFT.items()}
+    sampled |= {f"{label} against the reference": found.get("win_rate", {}).get(name) for name, label in RATES.items()}
     if any(sampled.values()):
         lines += ["", "| sampled answers | value | interval |", "|---|---|---|"]
         lines += [f"| {label} | {' | '.join(_cells(value))} |" for label, value in sampled.items() if value is not None]
     if "win_rate" in found:
-        judge = found["win_rate"]["judge"]
-        lines += ["", f"Judged by {judge.get('model') or judge.get('path')}, each pair in both orders."]
+        lines += ["", f"Judged by {_judge(found['win_rate'])}, each pair in both orders."]
     if "benchmark" in found:
         benchmark = found["benchmark"]
         lines += ["", f"| {benchmark['name']} | {benchmark['score']:.4f} |", "|---|---|"]
@@ -244,3 +210,12 @@ def _cells(found: Estimate) -> tuple[str, str]:
         return "-", "-"
     interval = "-" if found.low != found.low else f"{found.low:.3f} to {found.high:.3f}"
     return f"{found.value:.3f}", interval
+
+
+def _judge(rate: Mapping[str, Any]) -> str:
+    """The model that judged."""
+    return str(rate["judge"].get("model") or rate["judge"].get("path"))
+
+
+def _with_interval(found: Estimate) -> str:
+    return "{} ({})".format(*_cells(found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from dpo_cli.commands.parts import Reference, Scorer
 from dpo_cli.commands.places import policy_files, reference_place
 from dpo_cli.commands.questions import Question, ask, read_questions, write_answers
 from dpo_cli.commands.rows import Rows
+from dpo_cli.commands.sampling import score_answers
 from dpo_cli.config import EvaluateConfig
 from dpo_cli.config_judges import EndpointConfig, RewardModelConfig
 from dpo_cli.data.types import Tokens
@@ -27,13 +28,12 @@ from dpo_cli.evaluation.drift import sample_measures
 from dpo_cli.evaluation.endpoint import Endpoint
 from dpo_cli.evaluation.generation import sample
 from dpo_cli.evaluation.intervals import Bootstrap
-from dpo_cli.evaluation.reward_model import reward_model
-from dpo_cli.evaluation.samples import Samples, draw, drift
+from dpo_cli.evaluation.reward_model import check_reward_model, reward_model
+from dpo_cli.evaluation.samples import Samples, draw
 from dpo_cli.evaluation.vllm_generation import check_installed, sample_with_vllm
 from dpo_cli.evaluation.winrate import Judge, judge_pairs, win_rate
 from dpo_cli.model.files import ModelFiles, find_files
 from dpo_cli.model.policy import Policy
-from dpo_cli.model.score import score_all
 from dpo_cli.tracking.console import Console
 from dpo_cli.whole_folder import write_file
 
@@ -64,7 +64,7 @@ class Generations:
 
 
 def check_can_generate(config: EvaluateConfig) -> None:
-    """Whether questions, the judge's key and what generates are there.
+    """Whether questions, the judge or its key, and what generates are there.
 
     Raises:
         DpoError: they are not.
@@ -78,6 +78,8 @@ def check_can_generate(config: EvaluateConfig) -> None:
         read_questions(config)
     if isinstance(config.judge, EndpointConfig):
         _key(config.judge)
+    if isinstance(config.judge, RewardModelConfig):
+        check_reward_model(config.judge.path)
 
 
 def generate(
@@ -110,43 +112,26 @@ def generate(
         if other is None
         else _answer(config, rows, other, other_files, questions, "sample the reference", console)
     )
-    metrics, found = mine.metrics(), dict[str, Any]()
-    if config.eval.temperature == 1.0:  # else these are no samples of the models themselves
-        found["drift"] = {}
-        for name, samples, model, under in (
-            ("policy", mine, scorer.policy, other),
-            ("reference", theirs, other, None),
-        ):
-            if samples is not None and model is not None:
-                own, reference_logps = (
-                    None if each is None else _logps(samples, each, scorer, budget) for each in (model, under)
-                )
-                assert own is not None
-                if reference_logps is not None:
-                    metrics |= drift([[each] for each in own], [[each] for each in reference_logps])
-                answers = [group.answers[0] for group in samples.groups]
-                ends = rows.data.ends
-                found["drift"][name] = sample_measures(answers, own, reference_logps, ends=ends, bootstrap=bootstrap)
+    ends, found = rows.data.ends, dict[str, Any]()
+    sides: dict[str, dict[str, float]] = {}
+    for name, samples, model, under in (("policy", mine, scorer.policy, other), ("reference", theirs, other, None)):
+        if samples is None:
+            continue
+        own = reference_logps = None
+        if config.eval.temperature == 1.0:  # else these are no samples of the models themselves
+            assert model is not None
+            scored = partial(score_answers, samples, lengths=scorer.lengths, token_budget=budget)
+            own = scored(model, share=model.groups)
+            reference_logps = None if under is None else scored(under, share=under.groups)
+            drift = sample_measures(samples.tokens, own, reference_logps, ends=ends, bootstrap=bootstrap)
+            found.setdefault("drift", {})[name] = drift | samples.true_reward(bootstrap)
+        sides[name] = samples.metrics(own, reference_logps, ends=ends)
     if config.judge.name != "none":
         assert theirs is not None  # config.py sees to it
         found["win_rate"] = _win_rate(config, mine, theirs, bootstrap, console)
-    return Generations(mine, theirs, metrics, found, _alarms(found), questions, [said, other_said])
-
-
-def _logps(samples: Samples, model: Policy, scorer: Scorer, budget: int) -> list[Any]:
-    """Token log-probs of each answer under a model."""
-    scored = score_all(model, samples.groups, share=model.groups, lengths=scorer.lengths, token_budget=budget)
-    return [each[0] for each in scored]
-
-
-def _alarms(found: Mapping[str, Any]) -> list[Alarm]:
-    sides = {
-        side: {name: estimate.value for name, estimate in measured.items()}
-        for side, measured in found.get("drift", {}).items()
-    }
-    if not sides:
-        return []
-    return of_drift(sides["policy"], sides.get("reference"), found.get("win_rate", {}).get("win_rate"))
+    plain = {side: {name.removeprefix("samples/"): value for name, value in sides[side].items()} for side in sides}
+    alarms = of_drift(plain["policy"], plain.get("reference"), found.get("win_rate", {}).get("win_rate"))
+    return Generations(mine, theirs, sides["policy"], found, alarms, questions, [said, other_said])
 
 
 def _files(config: EvaluateConfig) -> tuple[ModelFiles | None, ModelFiles | None]:

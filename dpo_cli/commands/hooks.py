@@ -21,7 +21,7 @@ from dpo_cli.config import TrainConfig
 from dpo_cli.engine.engine import Engine
 from dpo_cli.errors import CheckpointError, DpoError, NumericsError, Preempted, StorageError
 from dpo_cli.evaluation import measures
-from dpo_cli.evaluation.alarms import of_preferences
+from dpo_cli.evaluation.alarms import of_preferences, of_sampling
 from dpo_cli.evaluation.intervals import Bootstrap
 from dpo_cli.evaluation.preferences import evaluate_preferences
 from dpo_cli.evaluation.samples import Samples
@@ -396,7 +396,13 @@ class RunHooks:
         self.samples = samples
         if self.first:
             append_samples(self.run_dir, samples, step)
+        self._look_for_drift(step)
         return samples
+
+    def _look_for_drift(self, step: int) -> None:
+        """What the sampled answers say that a person should know now, beside those before the first update."""
+        for alarm in of_sampling(self.measured, step) if step else ():
+            self.alert(step, alarm.name, alarm.text)
 
 
 def _is_measured(name: str) -> bool:

@@ -13,12 +13,14 @@ from dpo_cli.errors import one_line
 from dpo_cli.reporting.charts import Drawn, Point, charts, frontier, lengths
 from dpo_cli.reporting.compare import (
     MISSING,
+    ONLY_LOOKS,
     Goal,
     SeedGroup,
     differences,
     estimates,
     in_words,
     seed_groups,
+    seeds_of,
     settings,
     short_key,
     telling,
@@ -81,6 +83,7 @@ def write_report(
         seeds=seed_table(runs, groups, goal.metric),
         set_keys=_set_keys(runs, defaults),
         same=_same(runs),
+        looks=[key for key in differences([run.config for run in runs]) if key in ONLY_LOOKS],
         charts=[(each.chart, _summary(each)) for each in drawn if each.known],
         other_charts=[(each.chart, _summary(each)) for each in drawn if not each.known],
         missed=missed,
@@ -256,9 +259,9 @@ def seed_table(runs: Sequence[Run], groups: Sequence[SeedGroup], metric: str | N
     for number, group in enumerate(groups):
         found = [each.get(group.name) for each in by_metric]
         cells = [(MISSING, "") if each is None else (str(each), each.mean) for each in found]
-        rows.append(
-            {"name": one_line(group.name), "group": number, "cells": [(str(len(group.runs)), len(group.runs)), *cells]}
-        )
+        seeds = seeds_of([runs[place] for place in group.runs])
+        said = str(seeds) + (f" ({len(group.runs)} runs)" if len(group.runs) > seeds else "")
+        rows.append({"name": one_line(group.name), "group": number, "cells": [(said, seeds), *cells]})
     return {"headings": ["seeds", *metrics.values()], "rows": rows}
 
 

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dpo_cli.commands.parts import Reference, Scorer
 from dpo_cli.commands.rows import Rows
 from dpo_cli.config import EvalConfig
 from dpo_cli.data.collate import FlatBatch
+from dpo_cli.data.types import Group
 from dpo_cli.evaluation.generation import sample
-from dpo_cli.evaluation.samples import Samples, draw, drift
+from dpo_cli.evaluation.samples import Samples, draw
 from dpo_cli.model.score import score_all
 from dpo_cli.tracking.console import Console
 
@@ -61,11 +63,24 @@ def sample_answers(
         )
         held_out = rows.data.held_out
         samples = draw(answering, rows.tokenizer, held_out, count=settings.samples, true_reward=settings.true_reward)
-    if reference is None or settings.temperature != 1.0:  # no KL, or no samples of the policy itself
-        return samples, samples.metrics()
-    other = reference.policy()
-    mine, theirs = (
-        score_all(model, samples.groups, share=share, lengths=scorer.lengths, token_budget=token_budget)
-        for model, share in ((policy, scorer.policy.groups), (other, other.groups))
-    )
-    return samples, samples.metrics() | drift(mine, theirs)
+    mine = theirs = None
+    if settings.temperature == 1.0:  # else these are no samples of the policy itself
+        scored = partial(score_answers, samples, lengths=scorer.lengths, token_budget=token_budget)
+        mine = scored(policy, share=scorer.policy.groups)
+        if reference is not None:
+            other = reference.policy()
+            theirs = scored(other, share=other.groups)
+    return samples, samples.metrics(mine, theirs, ends=rows.data.ends)
+
+
+def score_answers(
+    samples: Samples,
+    model: Callable[[FlatBatch], Tensor],
+    *,
+    share: bool,
+    lengths: Callable[[Group], int],
+    token_budget: int,
+) -> list[NDArray]:
+    """Token log-probs of each answer under a model: see ``score_all``."""
+    scored = score_all(model, samples.groups, share=share, lengths=lengths, token_budget=token_budget)
+    return [answers[0] for answers in scored]

@@ -69,7 +69,9 @@ def run(config: ScoreConfig) -> None:
         table.add_row("standard deviation", f"{np.std(rewards):.4f}")
     console.table(table)
     if counts["scored"] < counts["rows"]:
-        console.warn(f"{counts['rows'] - counts['scored']:,} rows have {COLUMN}: null; {COLUMN}_problem says why")
+        left = counts["rows"] - counts["scored"]
+        have = f"{left:,} rows have" if left > 1 else "1 row has"
+        console.warn(f"{have} {COLUMN}: null; {COLUMN}_problem says why")
 
 
 @dataclass(frozen=True)

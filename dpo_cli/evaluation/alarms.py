@@ -1,12 +1,12 @@
 """What numbers of an evaluation mean trouble, said in words with the numbers that say so.
 
-The thresholds are ours: differences that are large beside what good runs show (docs/evaluation.md), and only where the
-interval leaves little doubt.
+The thresholds are ours: differences that are large beside what good runs show (docs/evaluation.md). Of comparisons they
+count only where the interval leaves little doubt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dpo_cli.evaluation.intervals import Estimate
@@ -82,47 +82,77 @@ def of_preferences(
 
 
 def of_drift(
-    policy: Mapping[str, float], reference: Mapping[str, float] | None, win_rate: Estimate | None
+    policy: Mapping[str, float],
+    before: Mapping[str, float] | None,
+    win_rate: Estimate | None = None,
+    *,
+    whose: str = "the reference's",
 ) -> list[Alarm]:
-    """From sampled answers, the policy's and, where there are some, the reference's: see ``drift.sample_measures``."""
+    """From sampled answers; what was not measured of both sides raises no alarm.
+
+    Args:
+        policy: what the model's answers measure: see ``drift.sample_means``; and ``true_reward``, where one is known.
+        before: the same of the answers that they are compared with; None = there are none.
+        win_rate: against those.
+        whose: answers these are, as words before a number.
+    """
     found = []
-    far = policy.get("kl_per_token", 0.0)
-    if far > FAR and win_rate is not None and win_rate.low <= 0.5:
-        found.append(
-            Alarm(
-                "over-optimised",
-                f"the model is {far:.2f} nats per token away from the reference, and its answers are not shown to be "
-                f"better (win rate {_share(win_rate)}): stop earlier, or take more beta",
-            )
-        )
-    if reference is None:
-        return found
-    ratio = policy["length"] / max(reference["length"], 1e-9)
-    if ratio > LONGER_ANSWERS:
-        found.append(
-            Alarm(
-                "longer-answers",
-                f"sampled answers have {policy['length']:.0f} tokens, the reference's {reference['length']:.0f}: "
-                "length may be what was learnt",
-            )
-        )
-    if policy["repetition"] - reference["repetition"] > REPETITION:
-        found.append(
-            Alarm(
-                "repetition",
-                f"{policy['repetition']:.0%} of the sampled answers' 4-grams repeat an earlier one, "
-                f"{reference['repetition']:.0%} of the reference's: over-optimisation often begins so",
-            )
-        )
-    if policy["entropy"] < ENTROPY * reference["entropy"]:
-        found.append(
-            Alarm(
-                "entropy-collapse",
-                f"entropy is {policy['entropy']:.2f} nats per token, the reference's {reference['entropy']:.2f}: "
-                "answers to a prompt have become alike",
-            )
-        )
+    both = {name: (value, before[name]) for name, value in policy.items() if before and name in before}
+    if (far := policy.get("kl_per_token", 0.0)) > FAR:
+        found += _of_distance(far, both.get("true_reward"), win_rate, whose)
+    if "length" in both:
+        now, then = both["length"]
+        if now > LONGER_ANSWERS * then:
+            text = f"sampled answers have {now:.1f} tokens, {whose} {then:.1f}: length may be what was learnt"
+            found.append(Alarm("longer-answers", text))
+    if "repetition" in both:
+        now, then = both["repetition"]
+        if now - then > REPETITION:
+            text = f"{now:.0%} of the sampled answers' 4-grams repeat an earlier one, {whose} {then:.0%}"
+            found.append(Alarm("repetition", f"{text}: over-optimisation often begins so"))
+    if "entropy" in both:
+        now, then = both["entropy"]
+        if now < ENTROPY * then:
+            text = f"entropy is {now:.2f} nats per token, {whose} {then:.2f}: answers to a prompt have become alike"
+            found.append(Alarm("entropy-collapse", text))
     return found
+
+
+def of_sampling(measured: Sequence[tuple[int, Mapping[str, float]]], step: int) -> list[Alarm]:
+    """From a run's metrics so far: its samples after ``step`` updates beside those before the first.
+
+    Args:
+        measured: updates done, and what was measured then, as ``samples/...`` and by other names.
+        step: what to look at.
+    """
+    now, before = (
+        {
+            name.removeprefix("samples/"): value
+            for done, values in measured
+            if done == when
+            for name, value in values.items()
+            if name.startswith("samples/")
+        }
+        for when in (step, 0)
+    )
+    return of_drift(now, before, whose="before training")
+
+
+def _of_distance(
+    far: float, true_rewards: tuple[float, float] | None, win_rate: Estimate | None, whose: str
+) -> list[Alarm]:
+    """Of a model that is far from its reference, by what is known of its answers' quality."""
+    where = f"sampled answers are {far:.2f} nats per token away from the reference"
+    if true_rewards is not None and true_rewards[0] <= true_rewards[1]:
+        worse = f"their true reward is {true_rewards[0]:.2f}, {whose} {true_rewards[1]:.2f}"
+    elif win_rate is not None and win_rate.low <= 0.5:
+        worse = f"they are not shown to be better (win rate {_share(win_rate)})"
+    elif true_rewards is None and win_rate is None:
+        text = f"{where}, and nothing that was measured says whether they are better"
+        return [Alarm("far-from-reference", f"{text}: read them, have them judged in dpo eval, or take more beta")]
+    else:
+        return []
+    return [Alarm("over-optimised", f"{where}, and {worse}: stop earlier, or take more beta")]
 
 
 def _share(found: Estimate) -> str:

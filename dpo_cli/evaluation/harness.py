@@ -16,6 +16,21 @@ Scores = dict[str, dict[str, dict[str, float | None]]]
 """By task and metric ``value`` and, where the harness gives one, its standard error ``error``."""
 
 
+def check_harness() -> None:
+    """Whether the harness is there.
+
+    Raises:
+        DpoError: it is not installed.
+    """
+    try:
+        import lm_eval.models.huggingface
+        import lm_eval.tasks  # noqa: F401
+    except ImportError as error:
+        raise DpoError(
+            f"eval.tasks needs lm-evaluation-harness ({one_line(str(error))}): pip install 'dpo-cli[harness]'"
+        ) from error
+
+
 def run_tasks(
     policy: Policy,
     tokenizer: Any,
@@ -38,14 +53,11 @@ def run_tasks(
     Raises:
         DpoError: the harness is not installed, has no such task, or can't get its data.
     """
-    try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise DpoError(
-            f"eval.tasks needs lm-evaluation-harness ({one_line(str(error))}): pip install 'dpo-cli[harness]'"
-        ) from error
+    check_harness()
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
     model = policy.model
     attention = model.config._attn_implementation
     was_training = model.training

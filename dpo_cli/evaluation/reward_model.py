@@ -9,8 +9,22 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from dpo_cli.data.limits import bounded
 from dpo_cli.distributed import device
-from dpo_cli.errors import DpoError, one_line
+from dpo_cli.errors import DpoError
 from dpo_cli.evaluation.winrate import Judge
+from dpo_cli.model.files import check_folder, understood
+
+
+def check_reward_model(path: str) -> None:
+    """Whether there is such a model, by its configuration; its weights are not looked at.
+
+    Raises:
+        DpoError: there is none, or it has not one output.
+    """
+    check_folder(path, f"judge.path={path}")
+    with understood(f"judge.path={path} can't be loaded as a reward model"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if config.num_labels != 1:
+        raise DpoError(f"judge.path={path} has {config.num_labels} outputs: expected a reward model, which has one")
 
 
 def reward_model(path: str, advance: Callable[[int], None] = lambda answers: None) -> Judge:
@@ -26,16 +40,12 @@ def reward_model(path: str, advance: Callable[[int], None] = lambda answers: Non
     Raises:
         DpoError: there is no such model, or it has not one output.
     """
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        if config.num_labels != 1:
-            raise DpoError(f"judge.path={path} has {config.num_labels} outputs: expected a reward model, which has one")
+    check_reward_model(path)
+    with understood(f"judge.path={path} can't be loaded as a reward model"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForSequenceClassification.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
-    except (OSError, ValueError) as error:
-        raise DpoError(f"judge.path={path} can't be loaded as a reward model: {one_line(str(error))}") from error
     model.to(device()).eval()
     known: dict[tuple[str, str], float] = {}
 

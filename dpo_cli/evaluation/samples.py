@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo_cli.data.types import Group, Tokens
 from dpo_cli.distributed import from_first
+from dpo_cli.evaluation.drift import sample_means
 from dpo_cli.evaluation.generation import Answering, as_groups
+from dpo_cli.evaluation.intervals import Bootstrap, Estimate
 from dpo_cli.quickstart.task import true_reward as quickstart_reward
 
 TRUE_REWARDS: dict[str, Callable[[str, str], float]] = {"quickstart": quickstart_reward}
@@ -31,12 +33,39 @@ class Samples:
     rewards: list[float] | None
     """True rewards."""
 
-    def metrics(self) -> dict[str, float]:
-        """Their means, as ``samples/...``; lengths in tokens."""
-        found = {"samples/length": float(np.mean([len(group.answers[0]) for group in self.groups]))}
+    @property
+    def tokens(self) -> list[Tokens]:
+        """The answers as token ids."""
+        return [group.answers[0] for group in self.groups]
+
+    def metrics(
+        self, policy: Sequence[NDArray] | None, reference: Sequence[NDArray] | None, *, ends: Collection[int]
+    ) -> dict[str, float]:
+        """Their means, as ``samples/...``: the true reward, what ``drift.sample_means`` measures, and the KL's error.
+
+        Args:
+            policy: token log-probs of each answer under the model that gave it; None where it was not sampled at
+                temperature 1.
+            reference: the same under the reference; None = there is none, or it is the model itself.
+            ends: tokens that end an answer.
+        """
+        found = sample_means(self.tokens, policy, reference, ends=ends)
         if self.rewards is not None:
-            found["samples/true_reward"] = float(np.mean(self.rewards))
-        return found
+            found["true_reward"] = float(np.mean(self.rewards))
+        if policy is not None and reference is not None:
+            found["kl_error"] = kl_error(policy, reference)
+        return {f"samples/{name}": value for name, value in found.items()}
+
+    def true_reward(self, bootstrap: Bootstrap) -> dict[str, Estimate]:
+        """Their mean true reward with its interval; nothing where none is known."""
+        if self.rewards is None:
+            return {}
+        columns = {"count": np.ones(len(self.rewards)), "true_reward": np.array(self.rewards, dtype=np.float64)}
+        return bootstrap(
+            columns,
+            np.arange(len(self.rewards)),
+            lambda sums: {"true_reward": sums["true_reward"] / sums["count"]},
+        )
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """For ``samples.jsonl``."""
@@ -75,19 +104,12 @@ def distinct_prompts(groups: Sequence[Group]) -> list[Group]:
     return list(found.values())
 
 
-def drift(policy: Sequence[Sequence[NDArray]], reference: Sequence[Sequence[NDArray]]) -> dict[str, float]:
-    """KL(policy || reference) per answer in nats, from the policy's own samples, and its standard error.
-
-    The mean of log pi(y|x) - log pi_ref(y|x) over samples y ~ pi, which is unbiased; single samples may be negative.
+def kl_error(policy: Sequence[NDArray], reference: Sequence[NDArray]) -> float:
+    """Standard error of a KL, the mean of log pi(y|x) - log pi_ref(y|x) over samples y ~ pi, in nats per answer.
 
     Args:
         policy: token log-probs of each sample, as ``score`` gives them.
         reference: of the same samples, which must have been drawn at temperature 1: from the policy itself.
     """
-    ratios = [
-        float((mine.astype(np.float64) - theirs).sum())
-        for answers, others in zip(policy, reference, strict=True)
-        for mine, theirs in zip(answers, others, strict=True)
-    ]
-    error = float(np.std(ratios, ddof=1)) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
-    return {"samples/kl": float(np.mean(ratios)), "samples/kl_error": error}
+    ratios = [float((mine.astype(np.float64) - theirs).sum()) for mine, theirs in zip(policy, reference, strict=True)]
+    return float(np.std(ratios, ddof=1)) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan

@@ -123,6 +123,27 @@ def find_files(
     return ModelFiles(str(base), found.get("revision"), path, revision, quantization)
 
 
+def check_folder(path: str, name: str) -> None:
+    """Say what is wrong with a folder before transformers takes its name for a hub id.
+
+    Args:
+        path: a folder or a hub id.
+        name: what messages call it, such as ``model.path=...``.
+
+    Raises:
+        DpoError: a path of this machine that is no model's folder.
+    """
+    folder = Path(path)
+    looks_local = path.startswith((".", "/", "~")) or folder.exists() or path.count("/") != 1
+    if looks_local and not folder.is_dir():
+        if folder.exists():
+            raise DpoError(f"{name} is a file; expected a model folder or a hub id")
+        if "/" in path:
+            raise DpoError(f"{name}: there is no such folder")
+    if folder.is_dir() and not any((folder / file).is_file() for file in ("config.json", CONFIG_FILE)):
+        raise DpoError(f"{name} is not a model folder: it holds no config.json")
+
+
 @lru_cache
 def adapter_settings(path: str, revision: str | None) -> dict[str, Any] | None:
     """An adapter's configuration; None if the path is not one's."""

@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 from dpo_cli.errors import DpoError
 from dpo_cli.model.adapters import Adapter, NewAdapter, add_adapter, hold_in_bfloat16, load_adapter
 from dpo_cli.model.attention import GROUP_ATTENTION
-from dpo_cli.model.files import CONFIG_FILE, ModelFiles, check_links, find_files, first_line, understood
+from dpo_cli.model.files import ModelFiles, check_folder, check_links, find_files, first_line, understood
 from dpo_cli.model.sequence_parallel import why_not as why_not_spread
 from dpo_cli.model.weight_files import INDEX, SINGLE, Stored, check_quantised, check_sizes, read_headers, read_index
 
@@ -50,7 +50,7 @@ def load_tokenizer(path: str, revision: str | None, *, name: str | None = None) 
         DpoError: if the folder or hub id has none.
     """
     name = name or f"model.path={path}"
-    _check_folder(path, name)
+    check_folder(path, name)
     files = find_files(path, revision, name=name)
     check_links(Path(path))
     try:
@@ -95,7 +95,7 @@ def load_model(
             ``attention`` asks for.
     """
     name = name or f"model.path={path}"
-    _check_folder(path, name)
+    check_folder(path, name)
     with understood(f"{name} is not a model"):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
         dropout = switch_off_dropout(config)
@@ -236,19 +236,6 @@ def _build(
             "that its config.json calls for"
         )
     return model
-
-
-def _check_folder(path: str, name: str) -> None:
-    """Say what is wrong with a folder before transformers takes its name for a hub id."""
-    folder = Path(path)
-    looks_local = path.startswith((".", "/", "~")) or folder.exists() or path.count("/") != 1
-    if looks_local and not folder.is_dir():
-        if folder.exists():
-            raise DpoError(f"{name} is a file; expected a model folder or a hub id")
-        if "/" in path:
-            raise DpoError(f"{name}: there is no such folder")
-    if folder.is_dir() and not any((folder / file).is_file() for file in ("config.json", CONFIG_FILE)):
-        raise DpoError(f"{name} is not a model folder: it holds no config.json")
 
 
 def switch_off_dropout(config: Any) -> dict[str, float]:

@@ -48,6 +48,8 @@ CHARTS = (
     ),
     Chart("reward", "True reward of sampled answers", (("samples/true_reward", "sampled", "points"),), ""),
     Chart("length", "Tokens per sampled answer", (("samples/length", "sampled", "points"),), _SAMPLES),
+    Chart("entropy", "Entropy of sampled answers, nats per token", (("samples/entropy", "sampled", "points"),), ""),
+    Chart("repetition", "Share of repeated 4-grams in samples", (("samples/repetition", "sampled", "points"),), ""),
     Chart("grad-norm", "Gradient norm", (("grad_norm", "training", "line"),), ""),
     Chart("lr", "Learning rate", (("lr", "training", "line"),), ""),
     Chart("speed", "Pairs per second", (("pairs_per_second", "training", "line"),), _HELD_OUT),

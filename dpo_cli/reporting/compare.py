@@ -15,6 +15,13 @@ from dpo_cli.reporting.runs import Run, inside
 
 _NOT_COMPARED = ("run_dir", "resume", "tracker", "sweep")
 """Sections that say nothing of what is trained."""
+ONLY_LOOKS = (
+    *(f"train.{key}" for key in ("log_every", "eval_every", "sample_every", "save_every", "keep_last", "keep_best")),
+    *("train.on_failed_save", "data.workers", "data.cache_dir", "reference.cache_dir", "launch.hang_timeout"),
+)
+"""Keys that change no update of a run, only what is looked at or kept of it, and where."""
+_LONGEST_NAME = 60
+"""Letters; settings that take more to be told apart are called by their runs."""
 _PREFERRED = ("samples/true_reward", "eval/rewards/accuracies", "rewards/accuracies", "eval/loss", "loss")
 """A run's quality, the best measure first. A loss compares nothing where losses or beta differ, so it comes last."""
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -49,8 +56,10 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def telling(differing: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Of differences those that tell configurations apart: not the keys that one loss has and another lacks."""
-    return {key: values for key, values in differing.items() if len(set(values) - {MISSING}) > 1}
+    """Of differences those that tell trainings apart: not ``ONLY_LOOKS``, nor what one loss has and another lacks."""
+    return {
+        key: values for key, values in differing.items() if len(set(values) - {MISSING}) > 1 and key not in ONLY_LOOKS
+    }
 
 
 def in_words(value: Any) -> str:
@@ -73,10 +82,14 @@ class SeedGroup:
 
 
 def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
-    """Runs by everything but the seed, in the order of their settings' values; runs of other steps stay together."""
+    """Runs by everything that changes an update but the seed, in the order of their settings' values."""
     together: dict[str, list[int]] = {}
     for place, run in enumerate(runs):
-        said = {key: in_words(value) for key, value in settings(run.config).items() if key != "seed"}
+        said = {
+            key: in_words(value)
+            for key, value in settings(run.config).items()
+            if key != "seed" and key not in ONLY_LOOKS
+        }
         key = json.dumps(said, sort_keys=True) if said else f"run {place}"
         together.setdefault(key, []).append(place)
     members = list(together.values())
@@ -88,17 +101,32 @@ def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
         )
         for n in range(len(members))
     ]
-    groups = [SeedGroup(name or runs[group[0]].name, tuple(group)) for name, group in zip(names, members, strict=True)]
+    groups = [
+        SeedGroup(name if 0 < len(name) <= _LONGEST_NAME else _by_runs(runs, group), tuple(group))
+        for name, group in zip(names, members, strict=True)
+    ]
     order = sorted(range(len(groups)), key=lambda n: [_order(values[n]) for values in differing.values()])
     return [groups[n] for n in order]
 
 
+def _by_runs(runs: Sequence[Run], group: Sequence[int]) -> str:
+    more = len(group) - 1
+    return runs[group[0]].name + (f" and {more} more" if more else "")
+
+
+def seeds_of(runs: Sequence[Run]) -> int:
+    """How many seeds there are among runs."""
+    return len({in_words(run.config.get("seed")) for run in runs})
+
+
 def short_key(key: str, among: Sequence[str] | Mapping[str, Any]) -> str:
-    """A key's last word, where no other key ends in it; ``loss.name`` is the loss."""
-    if key == "loss.name":
-        return "loss"
-    last = key.rpartition(".")[2]
-    return last if [other.rpartition(".")[2] for other in among].count(last) == 1 and last != "name" else key
+    """A key's last word, where no other key ends in it, and two words of keys inside a section's part, such as
+    ``stop.kl``; ``loss.name`` is the loss, ``model.adapter.name`` the adapter."""
+    words = key.split(".")
+    if words[-1] == "name" and len(words) > 1:
+        return words[-2]
+    last = ".".join(words[max(1, len(words) - 2) :]) if len(words) > 2 else words[-1]
+    return last if sum(f".{other}".endswith(f".{last}") for other in among) == 1 else key
 
 
 def _order(value: str) -> tuple[int, float, str]:
@@ -159,6 +187,8 @@ class Estimate:
     half: float | None
     """Half of the 95 % interval; None = unknown."""
     seeds: int
+    runs: int
+    """Those of one seed count as one: they say nothing of other seeds."""
     error: float | None
     """Standard error."""
 
@@ -171,7 +201,8 @@ class Estimate:
 def estimates(runs: Sequence[Run], groups: Sequence[SeedGroup], goal: Goal) -> list[Estimate]:
     """Each group's mean over its seeds with a 95 % interval, the best first; groups without the metric are left out.
 
-    Over seeds the interval is Student's, of the mean; of one run it is what sampling leaves open, where that is known.
+    Over seeds the interval is Student's, of the mean; of one seed it is what sampling leaves open, where that is known.
+    Runs of one seed are one run done again: their mean is that seed's value.
     """
     metric, lower = goal.of(runs)
     if metric is None:
@@ -180,14 +211,19 @@ def estimates(runs: Sequence[Run], groups: Sequence[SeedGroup], goal: Goal) -> l
     for group in groups:
         members = [runs[place] for place in group.runs]
         pairs = [(run, value) for run in members if (value := run.final(metric)) is not None]
-        values = [value for _, value in pairs]
+        by_seed: dict[str, list[float]] = {}
+        for run, value in pairs:
+            by_seed.setdefault(in_words(run.config.get("seed")), []).append(value)
+        values = [float(np.mean(same)) for same in by_seed.values()]
         if len(values) >= 2:
             error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
             error = 0.0 if error < 1e-12 * abs(values[0]) else error  # rounding alone
-            found.append(Estimate(group, float(np.mean(values)), t_975(len(values) - 1) * error, len(values), error))
+            found.append(
+                Estimate(group, float(np.mean(values)), t_975(len(values) - 1) * error, len(values), len(pairs), error)
+            )
         elif values:
             known = sampling_error(pairs[0][0], metric)
-            found.append(Estimate(group, values[0], None if known is None else 1.96 * known, 1, known))
+            found.append(Estimate(group, values[0], None if known is None else 1.96 * known, 1, len(pairs), known))
     sign = 1 if lower else -1
     return sorted(found, key=lambda estimate: sign * estimate.mean)
 
@@ -244,10 +280,13 @@ def verdict(runs: Sequence[Run], goal: Goal, label: str | None = None) -> str:
     if not ranked:
         return "No run has a metric to choose the best by."
     best = ranked[0]
-    how = (
-        f"95 % interval over {best.seeds} seeds" if best.seeds > 1 else "95 % interval from the rows measured; one seed"
-    )
-    sure = f" ({how})" if best.half is not None else " (one seed: no interval)"
+    how = "one seed: no interval"
+    if best.half is not None:
+        over = f"over {best.seeds} seeds" if best.seeds > 1 else "from the rows measured; one seed"
+        how = f"95 % interval {over}"
+    if best.runs > best.seeds:
+        how += f"; {best.runs} runs, of which those of one seed count as one"
+    sure = f" ({how})"
     text = f"Best by {label or goal.metric}: {best.group.name}, {best}{sure}."
     if len(ranked) == 1:
         return text

@@ -5,20 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dpo_cli.evaluation.words import sections
 from dpo_cli.reporting.compare import MISSING
 from dpo_cli.reporting.runs import Run
 
 
 def measured(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """The single numbers of ``eval.json`` as a table, runs as columns; None = no run has been evaluated."""
+    """The single numbers of ``eval.json`` as tables, runs as columns; None = no run has been evaluated.
+
+    Numbers that have no words of their own, those of a newer schema too, stand last under their keys.
+    """
     having = [run for run in runs if run.evaluation]
     numbers = [dict(_numbers(_outcome(run))) for run in having]
-    names = list(dict.fromkeys(name for each in numbers for name in each))
+    names = dict.fromkeys(name for each in numbers for name in each)
     if not names:
         return None
+    known = sections()
+    named = {key for words in known.values() for key in words}
+    parts = {**known, "other numbers": {name: name for name in names if name not in named}}
     return {
         "headings": [run.name for run in having],
-        "rows": [(name, [each.get(name, MISSING) for each in numbers]) for name in names],
+        "parts": [
+            (heading, rows)
+            for heading, words in parts.items()
+            if (
+                rows := [
+                    (said, [each.get(key, MISSING) for each in numbers]) for key, said in words.items() if key in names
+                ]
+            )
+        ],
     }
 
 
@@ -33,7 +48,8 @@ def calibration(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _outcome(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.evaluation.items() if key != "config"}
+    """What was measured, and not how."""
+    return {key: value for key, value in run.evaluation.items() if key not in ("version", "config", "intervals")}
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dpo_cli.errors import one_line
 from dpo_cli.reporting.compare import held_out_rows, true_rewards
-from dpo_cli.reporting.runs import Run
+from dpo_cli.reporting.runs import Run, inside
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -60,6 +60,11 @@ ADVICE = {
     "take an earlier checkpoint, or raise loss.beta.",
     "over-fitted": "Held-out rows were fitted better earlier: train for fewer updates, or use train.keep_best.",
     "longer-answers": "Preferences often reward length: compare at equal length before believing a win rate.",
+    # What training and dpo eval have said themselves, in words that end in what to do: evaluation/alarms.py.
+    **dict.fromkeys(
+        ("likelihood-displacement", "far-from-reference", "entropy-collapse", "repetition", "length-bias"), ""
+    ),
+    **dict.fromkeys(("no-better-than-length", "overconfident", "stopped-early"), ""),
     "rows-left-out": "dpo inspect names the rows.",
     "rows-cut": "dpo inspect shows them; data.max_length decides.",
     "slow-attention": "Numbers are right, speed is not.",
@@ -79,13 +84,42 @@ def findings(runs: Sequence[Run]) -> list[Finding]:
         for said in about(run):
             detail = said.detail if len(runs) == 1 else one_line(said.detail, _LONGEST_DETAIL)
             together.setdefault((said.name, said.level), []).append((run.name, detail))
-    order = list(ADVICE)
-    keys = sorted(together, key=lambda key: (LEVELS.index(key[1]), order.index(key[0])))
-    return [Finding(name, level, ADVICE[name], tuple(together[name, level])) for name, level in keys]
+    order = {name: place for place, name in enumerate(ADVICE)}
+    keys = sorted(together, key=lambda key: (LEVELS.index(key[1]), order.get(key[0], len(order))))
+    return [Finding(name, level, ADVICE.get(name, ""), tuple(together[name, level])) for name, level in keys]
 
 
 def about(run: Run) -> Iterator[Said]:
-    """What there is to say about one run."""
+    """What there is to say about one run: by its numbers, then what it and ``dpo eval`` have said themselves."""
+    found = list(_by_numbers(run))
+    yield from found
+    known = {said.name for said in found if said.level != "note"}
+    known |= {other for name, other in _THE_SAME.items() if name in known}
+    for said in _alarms(run):
+        if said.name not in known:
+            known.add(said.name)
+            yield said
+
+
+_THE_SAME = {"displacement": "likelihood-displacement"}
+"""What an alarm of evaluations is called that says what a rule here says."""
+
+
+def _alarms(run: Run) -> Iterator[Said]:
+    """Alerts of training, by when they were raised, and alarms of ``dpo eval``."""
+    for alert in run.record.get("alerts") or []:
+        name, step, text = (alert.get(key) for key in ("name", "step", "text"))
+        if isinstance(name, str) and isinstance(text, str):
+            level: Level = "note" if name == "stopped-early" else "warning"
+            yield Said(name, level, f"after update {step}: {text}")
+    alarms = run.evaluation.get("alarms")
+    for alarm in alarms if isinstance(alarms, list) else []:
+        name, text = (inside(alarm, key) for key in ("name", "text"))
+        if isinstance(name, str) and isinstance(text, str):
+            yield Said(name, "warning", f"dpo eval: {text}")
+
+
+def _by_numbers(run: Run) -> Iterator[Said]:
     yield from _outcome(run)
     yield from _not_finite(run)
     yield from _displacement(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from helpers.runs import write_rows
 from test_config import tree_of
 
 from dpo_cli.cli import files_as_overrides
+from dpo_cli.commands.evaluate import check_parts
 from dpo_cli.commands.evaluate_name import evaluation_name
 from dpo_cli.commands.evaluate_view import into_card
 from dpo_cli.commands.questions import Question, ask, read_questions, write_answers
@@ -172,3 +174,34 @@ def test_two_files_become_keys() -> None:
     assert words == ["data.path='a b.jsonl'", "run=x", "output='it\\'s.jsonl'", "--cfg"]
     with pytest.raises(DpoError, match="is a third file"):
         files_as_overrides(["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ((), "quickstart"),
+        (("eval.samples=0",), None),
+        (("prompts=alpaca.json",), None),
+    ],
+)
+def test_a_runs_true_reward_is_dropped_where_it_has_nothing_to_judge(
+    words: tuple[str, ...], kept: str | None, tmp_path: Path
+) -> None:
+    changes = ["eval.samples=8", "eval.true_reward=quickstart", "data.eval=held-out.jsonl"]
+    ran = composed("train", ["model.path=m", "data.path=rows.jsonl", *changes])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(ran.model_dump(mode="json")))
+    (tmp_path / "run.json").write_text("{}")
+    assert composed("eval", [f"run={tmp_path}", *words]).eval.true_reward == kept
+    with pytest.raises(DpoError, match=r"has no effect without eval.samples"):
+        composed("eval", [f"run={tmp_path}", "eval.samples=0", "eval.true_reward=quickstart"])
+
+
+def test_a_judge_or_harness_that_is_missing_is_said_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["model.path=m", "data.path=rows.jsonl", "reference.path=r", "eval.samples=2"]
+    with pytest.raises(DpoError, match=r"judge.path=.*none: there is no such folder"):
+        check_parts(composed("eval", [*given, "judge=reward_model", f"judge.path={tmp_path}/none"]))
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(DpoError, match=r"eval.tasks needs lm-evaluation-harness"):
+        check_parts(composed("eval", [*given, "eval=harness"]))

@@ -189,14 +189,20 @@ def test_what_an_evaluation_left(tmp_path: Path) -> None:
         {"low": 0.75, "high": 1.0, "comparisons": 0, "confidence": None, "accuracy": None},
     ]
     estimate = {"value": 0.75, "low": 0.7, "high": 0.8}
-    told = {"config": {"seed": 7}, "metrics": {"loss": 0.5}, "preferences": {"accuracy": estimate, "bins": bins}}
+    told = {"version": 1, "config": {"seed": 7}, "intervals": {"level": 0.95}, "metrics": {"loss": 0.5}}
+    told |= {"preferences": {"accuracy": estimate, "bins": bins}, "drift": {"policy": {"kl": estimate}}}
+    told |= {"alarms": [{"name": "length-bias", "text": "prefers longer answers"}]}
     (second / "eval.json").write_text(json.dumps(told), encoding="utf-8")
     report(tmp_path)
     page = Tags(tmp_path / "report.html")
     assert page.data["calibration"] == [{"run": 1, "bins": [[0.6, 0.5, 30]]}]
     assert "Not measured" not in page.text
-    table = " ".join(page.text[page.text.index("dpo eval") :].split())
-    assert table.startswith(f"dpo eval{second.name} loss0.5 preferences.accuracy0.75 (0.7 to 0.8) Provenance")
+    table = " ".join(page.text[page.text.index(f"dpo eval{second.name}") :].split())
+    assert table.startswith(
+        f"dpo eval{second.name} implicit reward accuracy0.75 (0.7 to 0.8) "
+        "sampled answers KL to the reference, nats per answer0.75 (0.7 to 0.8) other numbers loss0.5 Provenance"
+    )
+    assert "dpo eval: prefers longer answers" in " ".join(page.text.split())
 
 
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,3 +129,22 @@ def test_what_samples_say_is_text(page: Page, tmp_path: Path) -> None:
     assert nasty in page.evaluate("document.querySelector('.sample').textContent")
     assert page.complaints == []
     assert len(page.requests) == 1
+
+
+def test_every_axis_has_numbers_enough_and_values_of_an_evaluation_are_in_sight(page: Page, tmp_path: Path) -> None:
+    """Ranges in which the usual steps leave one or two numbers; and a phone shows a label with its value."""
+    folder = make_run(tmp_path / "run", steps=4, samples=0)
+    pairs = [(7.0, 14.4), (0.66, -0.2), (1.0, 1.9), (2.9, 5.1)]
+    names = ("samples/length", "samples/true_reward", "samples/kl", "samples/entropy")
+    lines = [{"step": 4 * n, **{name: pair[n] for name, pair in zip(names, pairs, strict=True)}} for n in (0, 1)]
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    estimate = {"value": 0.75, "low": 0.7, "high": 0.8}
+    (folder / "eval.json").write_text(json.dumps({"shifts": {"chosen": estimate, "rejected": estimate}}))
+    run([str(folder)], group_defaults)
+    page.open(folder / "report.html", width=390)
+    page.evaluate(ALL_DRAWN)
+    numbers = "f => f.querySelectorAll('svg text[text-anchor=end]').length"
+    assert min(page.evaluate(f"[...document.querySelectorAll('[data-chart]')].map({numbers})")) >= 3
+    ends = "[...document.querySelectorAll('.labels td')].map(cell => cell.getBoundingClientRect().right)"
+    assert max(page.evaluate(ends)) <= 390

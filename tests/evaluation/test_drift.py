@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from dpo_cli.evaluation.alarms import of_drift, of_preferences
-from dpo_cli.evaluation.drift import repeated, sample_measures
+from dpo_cli.evaluation.alarms import of_drift, of_preferences, of_sampling
+from dpo_cli.evaluation.drift import repeated, sample_means, sample_measures
+from dpo_cli.evaluation.generation import as_groups
 from dpo_cli.evaluation.intervals import Bootstrap, Estimate
+from dpo_cli.evaluation.samples import Samples
+from dpo_cli.metric_names import of_samples
 
 BOOTSTRAP = Bootstrap(200, 0)
 
@@ -39,7 +42,24 @@ def test_sample_measures_by_hand() -> None:
             "kl_per_token": 1.0 / 11,
         }
     )
+    assert sample_means(answers, logps, reference, ends=[9]) == pytest.approx(values)
     assert "kl" not in sample_measures(answers, logps, None, ends=[9], bootstrap=BOOTSTRAP)
+    assert sample_means(answers, None, None, ends=[9]).keys() == {"length", "repetition", "unfinished"}
+
+
+def test_what_training_measures_of_samples_has_the_names_that_are_announced() -> None:
+    """And at another temperature than 1 nothing that would need samples of the model itself."""
+    groups = as_groups([tokens(5), tokens(6)], [tokens(1, 9), tokens(2, 3, 9)])
+    samples = Samples(["a", "b"], ["1", "2 3"], groups, [0.25, 0.75])
+    mine, theirs = [np.full(2, -1.0), np.full(3, -2.0)], [np.full(2, -2.0), np.full(3, -2.0)]
+    found = samples.metrics(mine, theirs, ends=[9])
+    assert set(found) == set(of_samples(true_reward=True, kl=True))
+    assert found["samples/kl"] == 1.0
+    assert found["samples/kl_error"] == pytest.approx(math.sqrt(2) / math.sqrt(2))  # 2 and 0: deviation sqrt 2, of two
+    assert found["samples/kl_per_token"] == pytest.approx(2 / 5)
+    assert found["samples/true_reward"] == 0.5
+    assert samples.true_reward(BOOTSTRAP)["true_reward"].value == 0.5
+    assert set(samples.metrics(None, None, ends=[9])) == set(of_samples(true_reward=True, kl=False))
 
 
 def test_kl_and_entropy_of_samples_are_those_of_the_distributions() -> None:
@@ -103,17 +123,40 @@ def test_alarms_of_preferences(name: str, changes: dict) -> None:
     assert [alarm.name for alarm in of_preferences(*given.values())] == [name]
 
 
+BEFORE = {"length": 20.0, "entropy": 1.0, "repetition": 0.05, "true_reward": 0.5}
+CLOSE = {**BEFORE, "kl_per_token": 0.05, "true_reward": 0.6}
+UNKNOWN = {name: value for name, value in CLOSE.items() if name != "true_reward"}
+
+
 @pytest.mark.parametrize(
-    ("name", "changes", "rate"),
+    ("name", "policy", "rate"),
     [
-        ("over-optimised", {"kl_per_token": 0.5}, sure(0.5)),
-        ("longer-answers", {"length": 40.0}, None),
-        ("repetition", {"repetition": 0.3}, None),
-        ("entropy-collapse", {"entropy": 0.3}, None),
+        ("over-optimised", {**UNKNOWN, "kl_per_token": 0.5}, sure(0.5)),
+        ("over-optimised", {**CLOSE, "kl_per_token": 0.5, "true_reward": 0.4}, None),
+        ("over-optimised", {**CLOSE, "kl_per_token": 0.5, "true_reward": 0.4}, sure(0.6)),
+        ("far-from-reference", {**UNKNOWN, "kl_per_token": 0.5}, None),
+        ("longer-answers", {**CLOSE, "length": 40.0}, None),
+        ("repetition", {**CLOSE, "repetition": 0.3}, None),
+        ("entropy-collapse", {**CLOSE, "entropy": 0.3}, None),
     ],
 )
-def test_alarms_of_samples(name: str, changes: dict, rate: Estimate | None) -> None:
-    reference = {"length": 20.0, "entropy": 1.0, "repetition": 0.05}
-    policy = {**reference, "kl_per_token": 0.05}
-    assert of_drift(policy, reference, rate) == []
-    assert [alarm.name for alarm in of_drift(policy | changes, reference, rate)] == [name]
+def test_alarms_of_samples(name: str, policy: dict, rate: Estimate | None) -> None:
+    assert of_drift(CLOSE, BEFORE, rate) == []
+    assert [alarm.name for alarm in of_drift(policy, BEFORE, rate)] == [name]
+    # During training the same is said of what was logged.
+    logged = [(step, {f"samples/{key}": v for key, v in side.items()}) for step, side in ((0, BEFORE), (8, policy))]
+    said = of_sampling([(0, {"eval/loss": 0.7}), *logged, (8, {"eval/loss": 0.5})], 8)
+    assert [alarm.name for alarm in said] == [name if rate is None or "true_reward" in policy else "far-from-reference"]
+    assert "the reference's" not in said[0].text
+
+
+def test_a_model_that_is_far_away_and_better_raises_no_alarm() -> None:
+    assert of_drift({**UNKNOWN, "kl_per_token": 0.5}, BEFORE, sure(0.6)) == []
+    assert of_drift({**CLOSE, "kl_per_token": 0.5}, BEFORE) == []
+
+
+def test_samples_with_nothing_to_compare_them_with() -> None:
+    """Of a run that began from another run's checkpoint."""
+    assert [alarm.name for alarm in of_sampling([(8, {"samples/kl_per_token": 0.5, "samples/length": 9.0})], 8)] == [
+        "far-from-reference"
+    ]

@@ -187,5 +187,5 @@ def test_a_reward_model_prefers_its_higher_output(tmp_path: Path) -> None:
     LlamaForSequenceClassification(llama(num_labels=2)).save_pretrained(tmp_path / "two")
     with pytest.raises(DpoError, match="has 2 outputs: expected a reward model"):
         reward_model(str(tmp_path / "two"))
-    with pytest.raises(DpoError, match="can't be loaded"):
+    with pytest.raises(DpoError, match=r"judge.path=.*none: there is no such folder"):
         reward_model(str(tmp_path / "none"))

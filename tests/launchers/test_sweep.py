@@ -43,6 +43,8 @@ class Jobs:
         self.running = self.most = 0
         self.codes: dict[int, int] = {}
         self.looks = 2
+        self.longer: dict[int, int] = {}
+        """Looks of some jobs, by number."""
 
     def metric(self, config: TrainConfig) -> float:
         """Best at 0.2."""
@@ -82,7 +84,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
             run_dir = Path(str(self.config.run_dir))
             run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            if not self.stopped and self.looks < all_jobs.looks:
+            if not self.stopped and self.looks < all_jobs.longer.get(self.number, all_jobs.looks):
                 return None
             all_jobs.running -= 1
             code = 75 if self.stopped else all_jobs.codes.get(self.number, 0)
@@ -139,6 +141,18 @@ def test_no_more_run_at_a_time_than_were_asked_for(
     jobs.codes = {}
     assert run_grid(base, betas, 2) == 0
     assert [config.loss.beta for config, _, _ in jobs.started[5:]] == [0.2]
+
+
+def test_the_table_has_the_order_of_the_points_whichever_ended_first(
+    jobs: Jobs, base: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs.longer = {0: 9}
+    assert run_grid(base, [0.1, 0.2, 0.3], 2) == 0
+    said = capsys.readouterr()
+    ended = re.findall(r"^(loss\.beta=\S+): done", said.err, re.MULTILINE)
+    assert ended[-1] == "loss.beta=0.1"
+    assert re.findall(r"^ (loss\.beta=\S+) ", said.out, re.MULTILINE) == [f"loss.beta=0.{n}" for n in (1, 2, 3)]
+    assert "ref. tokens" not in said.out  # none was computed
 
 
 def test_one_at_a_time_speaks_on_the_screen(jobs: Jobs, base: TrainConfig) -> None:

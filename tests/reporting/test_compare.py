@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from helpers.run_folders import config
 
+from dpo_cli.config import TrainConfig, valid_keys
 from dpo_cli.metric_names import lower_is_better
 from dpo_cli.reporting.compare import (
     MISSING,
+    ONLY_LOOKS,
     Goal,
     common_goal,
     default_metric,
@@ -20,6 +22,7 @@ from dpo_cli.reporting.compare import (
     estimates,
     sampling_error,
     seed_groups,
+    seeds_of,
     short_key,
     t_975,
     telling,
@@ -51,6 +54,8 @@ def test_differences_are_those_of_the_training_alone() -> None:
 def test_keys_are_short_where_that_is_clear() -> None:
     keys = ["loss.name", "loss.beta", "optim.lr", "data.path", "model.path"]
     assert [short_key(key, keys) for key in keys] == ["loss", "beta", "lr", "data.path", "model.path"]
+    deep = ["model.adapter.name", "train.stop.kl", "model.adapter.r", "seed"]
+    assert [short_key(key, deep) for key in deep] == ["adapter", "stop.kl", "adapter.r", "seed"]
 
 
 def test_runs_of_other_seeds_are_a_group() -> None:
@@ -82,6 +87,43 @@ def test_an_interval_over_seeds() -> None:
     assert found.error == pytest.approx(math.sqrt(((0.03) ** 2 + 0.01**2 + 0.02**2) / 2 / 3))
     assert found.half == pytest.approx(4.303 * found.error)
     assert (found.seeds, str(found)) == (3, "0.83 ± 0.066")
+
+
+def test_runs_of_one_seed_count_once() -> None:
+    """A run done again is no further seed, whatever else it looked at: two seeds, of which one ran twice."""
+    values = [(0, 0.80), (0, 0.82), (1, 0.85)]
+    runs = [run(str(place), {"m": value}, seed=seed) for place, (seed, value) in enumerate(values)]
+    runs[1].config["train"] = {**runs[1].config["train"], "save_every": 5}
+    (group,) = seed_groups(runs)
+    (found,) = estimates(runs, [group], Goal("m"))
+    assert (found.seeds, found.runs) == (2, 3)
+    assert found.mean == pytest.approx(0.83)
+    assert found.error == pytest.approx(0.02)  # 0.81 and 0.85: deviation 0.04 / sqrt 2, of two
+    assert seeds_of(runs) == 2
+    text = verdict(runs, Goal("m"))
+    assert "(95 % interval over 2 seeds; 3 runs, of which those of one seed count as one)" in text
+    (twice,) = estimates(runs[:2], seed_groups(runs[:2]), Goal("m"))
+    assert (twice.seeds, twice.half) == (1, None)
+    assert "(one seed: no interval; 2 runs, of which those of one seed count as one)" in verdict(runs[:2], Goal("m"))
+
+
+def test_keys_that_only_look_exist_and_tell_no_trainings_apart() -> None:
+    assert set(ONLY_LOOKS) - set(valid_keys(TrainConfig)) == set()
+    assert telling({"train.save_every": ["1", "2"], "optim.lr": ["1", "2"]}) == {"optim.lr": ["1", "2"]}
+
+
+def test_settings_that_take_long_to_tell_apart_are_called_by_their_runs() -> None:
+    names = ["first", "second", "third"]
+    paths = ["a" * 40, "a" * 40, "b" * 40]
+    runs = [
+        run(name, {}, model__path=path, seed=seed) for name, path, seed in zip(names, paths, (0, 1, 0), strict=True)
+    ]
+    assert [group.name for group in seed_groups(runs)] == ["path=" + path for path in paths[1:]]
+    longer = [
+        run(name, {}, model__path=path, data__path=f"rows/{path}", seed=seed)
+        for name, path, seed in zip(names, paths, (0, 1, 0), strict=True)
+    ]
+    assert [group.name for group in seed_groups(longer)] == ["first and 1 more", "third"]
 
 
 def test_what_one_run_leaves_open() -> None:

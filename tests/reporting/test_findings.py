@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from helpers.run_folders import config, record
 
+from dpo_cli.evaluation import alarms
 from dpo_cli.reporting.findings import ADVICE, about, findings
 from dpo_cli.reporting.runs import Run, Series, Status
 
@@ -150,3 +153,33 @@ def test_of_many_runs_each_thing_is_said_once_and_the_worst_first() -> None:
         ("longer-answers", ["a"]),
     ]
     assert all(each.advice == ADVICE[each.name] for each in found)
+
+
+def test_what_training_and_dpo_eval_said_is_said_once() -> None:
+    """Alarms of one name are one, and what the numbers of the report say already is not repeated."""
+    alerts = [
+        {"step": 4, "name": "length-bias", "text": "prefers longer ones"},
+        {"step": 8, "name": "longer-answers", "text": "12 tokens, before training 7"},
+        {"step": 9, "name": "stopped-early", "text": "too far"},
+    ]
+    one = run(alerts=alerts, curves={"samples/length": [7.0, 12.0]})
+    told = {"alarms": [{"name": "length-bias", "text": "again"}, {"name": "repetition", "text": "30%"}, 7, {"name": 1}]}
+    found = said(replace(one, evaluation=told))
+    assert found["length-bias"] == "warning: after update 4: prefers longer ones"
+    assert found["repetition"] == "warning: dpo eval: 30%"
+    assert found["stopped-early"] == "note: after update 9: too far"
+    assert found["longer-answers"] == "warning: from 7 to 12 tokens (+71%)"
+    assert [each.name for each in about(one)].count("longer-answers") == 1
+    displaced = {"alerts": [{"step": 4, "name": "likelihood-displacement", "text": "fell"}]}
+    assert "likelihood-displacement" not in said(run(curves={"eval/logps/chosen": [-10.0, -20.0]}, **displaced))
+    assert said(run(curves={"eval/logps/chosen": [-10.0, -10.5]}, **displaced))["likelihood-displacement"]
+
+
+def test_every_alarm_has_its_place_among_the_findings() -> None:
+    source = Path(alarms.__file__).read_text(encoding="utf-8")
+    names = set(re.findall(r'Alarm\(\s*"([\w-]+)"', source))
+    assert len(names) == 9
+    assert names - set(ADVICE) == set()
+    # One of a later version is shown too, after the others.
+    later = [{"step": 1, "name": "unheard-of", "text": "new"}, {"step": 1, "name": "repetition", "text": "old"}]
+    assert [finding.name for finding in findings([run(alerts=later)])] == ["repetition", "unheard-of"]

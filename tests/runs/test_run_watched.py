@@ -82,3 +82,19 @@ def test_a_limit_ends_a_run_at_the_same_update_whether_it_was_stopped_before_or_
     assert updates(run) == updates(whole)[:4]
     final, then = weights(run), saved(run, 4)
     assert_same_bits(final, {name: then[f"model.{name}"] for name in final})
+
+
+def test_samples_that_drift_are_warned_of_while_it_trains(place: Place, tmp_path: Path) -> None:
+    """At a learning rate that breaks the model; each alarm once, with the numbers of metrics.jsonl."""
+    run = tmp_path / "run"
+    changes = {"optim.lr": 0.3, "train.max_steps": 2, "train.eval_every": None}
+    changes |= {"train.sample_every": 1, "eval.samples": 3}
+    ended = place.try_run(run, {**changes, "eval.max_new_tokens": 12})
+    assert ended.code == 0, ended.err
+    sampled = {line["step"]: line for line in metrics(run) if "samples/length" in line}
+    assert list(sampled) == [0, 1, 2]
+    alerts = {alert["name"]: alert for alert in record(run)["alerts"]}
+    assert "far-from-reference" in alerts
+    step, text = (alerts["far-from-reference"][name] for name in ("step", "text"))
+    assert f"sampled answers are {sampled[step]['samples/kl_per_token']:.2f} nats per token away" in text
+    assert ended.err.count("far-from-reference") == 1
