@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from dpo_cli import __version__
-from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.errors import DpoError, ExitCode, one_line
 from dpo_cli.secret import check_words, hide
 from dpo_cli.stopping import STOPPABLE, stop_on_signals
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def describe(error: OSError) -> str:
     """An operating-system error in one line."""
     what = error.strerror or str(error)
-    where = f": {error.filename}" if error.filename else ""
+    where = f": {one_line(str(error.filename), 200)}" if error.filename else ""
     return f"{what}{where} (DPO_TRACEBACK=1 shows where)"
 
 
