@@ -8,7 +8,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from pathlib import Path
 
 from dpo_cli import __version__
 from dpo_cli.errors import DpoError, ExitCode, one_line
@@ -60,6 +61,7 @@ exit codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _keep_out_of_this_folder()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # A terminal may lack a letter, and the name of a file may have bytes that are none.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -83,6 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(hide(traceback.format_exc()), end="", file=sys.stderr)
         print("dpo: this is a bug in dpo or in a library it uses, not in your input", file=sys.stderr)
         return int(ExitCode.INTERNAL)
+
+
+def _keep_out_of_this_folder() -> None:
+    """Have the Pythons that are started from here (ranks, trackers, those that tokenise) not look for modules in the
+    folder they are started in: it may be one that was downloaded, with a ``json.py`` beside the rows.
+
+    Unless it is this package's own, which is then found in no other way.
+    """
+    with suppress(FileNotFoundError):  # a folder that is gone
+        if Path.cwd() != Path(__file__).resolve().parents[1]:
+            os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def describe(error: OSError) -> str:

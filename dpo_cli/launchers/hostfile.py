@@ -48,7 +48,10 @@ _PASSED = (
     "CUDA_",
 )
 _NOT_PASSED = ("CUDA_VISIBLE_DEVICES", "DS_ENV_FILE")
-_FOR_DEEPSPEED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "SSH_AUTH_SOCK", "PYTHONPATH")
+_FOR_DEEPSPEED = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "SSH_AUTH_SOCK"),
+    *("PYTHONPATH", "PYTHONSAFEPATH"),
+)
 """What DeepSpeed's launcher is given itself: of its environment it puts some on the hosts' command lines."""
 
 _SECONDS_BETWEEN_BEATS = 5.0
