@@ -31,7 +31,7 @@ from dpo_cli.config_launch import HostfileConfig
 from dpo_cli.errors import DpoError, ExitCode, StorageError
 from dpo_cli.launchers.lifeline import Order, Record, began, give, records
 from dpo_cli.secret import is_secret_variable
-from dpo_cli.stopping import SIGNALS
+from dpo_cli.stopping import heeded, leave_terminal
 
 _PASSED = (
     "NCCL_",
@@ -282,8 +282,10 @@ class _Launch:
     def _hearing_signals(self) -> Iterator[None]:
         def hear(number: int, frame: FrameType | None) -> None:
             self._signals.append(number)
+            if number == signal.SIGHUP:
+                leave_terminal()
 
-        before = {number: signal.signal(number, hear) for number in SIGNALS}
+        before = {number: signal.signal(number, hear) for number in heeded()}
         try:
             yield
         finally:
