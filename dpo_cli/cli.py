@@ -8,10 +8,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from pathlib import Path
 
 from dpo_cli import __version__
-from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.errors import DpoError, ExitCode, one_line
 from dpo_cli.secret import check_words, hide
 from dpo_cli.stopping import STOPPABLE, stop_on_signals
 
@@ -60,6 +61,7 @@ exit codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _keep_out_of_this_folder()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # A terminal may lack a letter, and the name of a file may have bytes that are none.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -85,10 +87,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(ExitCode.INTERNAL)
 
 
+def _keep_out_of_this_folder() -> None:
+    """Have the Pythons that are started from here (ranks, trackers, those that tokenise) not look for modules in the
+    folder they are started in: it may be one that was downloaded, with a ``json.py`` beside the rows.
+
+    Unless it is this package's own, which is then found in no other way.
+    """
+    with suppress(FileNotFoundError):  # a folder that is gone
+        if Path.cwd() != Path(__file__).resolve().parents[1]:
+            os.environ["PYTHONSAFEPATH"] = "1"
+
+
 def describe(error: OSError) -> str:
     """An operating-system error in one line."""
     what = error.strerror or str(error)
-    where = f": {error.filename}" if error.filename else ""
+    where = f": {one_line(str(error.filename), 200)}" if error.filename else ""
     return f"{what}{where} (DPO_TRACEBACK=1 shows where)"
 
 

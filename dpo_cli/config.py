@@ -78,6 +78,7 @@ class DataConfig(Section):
 class ReferenceConfig(Section):
     mode: Literal["cached", "live", "adapter_off", "none"]
     path: str | None
+    revision: str | None
     cache_dir: str | None
     sharded: bool | Auto
     update_every: PositiveInt | None
@@ -149,6 +150,7 @@ class TrainConfig(Section):
     sweep: SweepConfig
     train: TrainSection
     seed: CountFromZero
+    strict_revision: bool
     run_dir: str | None
     resume: str
 
@@ -201,6 +203,7 @@ class ScoreConfig(Section):
     run: str | None
     step: PositiveInt | None
     seed: CountFromZero
+    strict_revision: bool
     precision: Precision
     tokens_per_micro_batch: PositiveInt | Auto
     output: str | None
@@ -420,6 +423,8 @@ def _conflicts(config: Section) -> Iterator[str]:
     data = config.data
     yield from _source_conflicts(data)
     yield from _text_conflicts(data)
+    if config.reference.revision is not None and config.reference.path is None:
+        yield "reference.revision has no effect without reference.path: the model's is model.revision"
     if isinstance(config, ScoreConfig) and config.step is not None and config.run is None:
         yield f"step={config.step} has no effect without run: it names a checkpoint of a run"
     if data.max_prompt_length is not None and data.max_prompt_length >= data.max_length:

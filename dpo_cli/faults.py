@@ -38,7 +38,9 @@ POINTS = {
     "delete": "the old checkpoint of update n has lost its name, and is still there",
     "final": "the trained model is written, and not yet in its place",
 }
-_SIGNALS = {name: getattr(signal, f"SIG{name.upper()}") for name in ("kill", "stop", "term", "int", "usr1", "usr2")}
+_SIGNALS = {
+    name: getattr(signal, f"SIG{name.upper()}") for name in ("kill", "stop", "term", "int", "usr1", "usr2", "hup")
+}
 ACTIONS = {
     **{name: f"{number.name} to this process" for name, number in _SIGNALS.items()},
     **{f"{name}-parent": f"{number.name} to its parent" for name, number in _SIGNALS.items()},

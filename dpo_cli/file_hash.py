@@ -34,6 +34,6 @@ def file_hash(file: Path, cache: Path) -> str:
 def _read(memory: Path) -> dict[str, str]:
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # it only saves time: start over
+    except (FileNotFoundError, ValueError, RecursionError):  # it only saves time: start over
         return {}
-    return known if isinstance(known, dict) else {}
+    return known if isinstance(known, dict) and all(isinstance(value, str) for value in known.values()) else {}

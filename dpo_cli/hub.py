@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from json import JSONDecodeError
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
@@ -201,6 +202,10 @@ def _explained(error: Exception, repo: str) -> DpoError | None:
         return DpoError(f"push: {_REFUSED.get(status, 'the hub refused').format(repo=repo)} ({status}: {said})")
     if isinstance(cause, ValueError) and said.startswith("Invalid metadata"):
         return DpoError(f"push: {said}; nothing was committed, put its first lines right")
+    if isinstance(cause, JSONDecodeError | KeyError):  # the page of a proxy that wants a login, say
+        return StorageError(
+            f"push: {constants.ENDPOINT} does not answer as a hub does ({said}): look at HF_ENDPOINT, and at the proxy"
+        )
     module = type(cause).__module__.partition(".")[0]
     if isinstance(cause, OSError | RuntimeError) or module.startswith("httpx"):
         return StorageError(

@@ -24,7 +24,7 @@ _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers", "hy
 
 _SIDE: dict[str, Any] = {"rows": {}, "tokenized": {}}
 _RECORD: dict[str, Any] = {
-    **{name: {} for name in ("final", "reference", "versions", "process", "best", "about")},
+    **{name: {} for name in ("final", "reference", "versions", "process", "best", "about", "commits")},
     "data": {"train": _SIDE, "held_out": _SIDE},
     "starts": [],
     "alerts": [],

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from dpo_cli.errors import DpoError, Preempted
 
 STOPPABLE = ("train", "precompute-ref")
 """Commands that have something to save, and go on when given again."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 """What terminals, schedulers and clusters send to have a process end soon."""
 ONE_REQUEST = 1.0
 """Seconds in which signals are one request: who signals a whole process group reaches ranks directly, and once more
@@ -41,6 +43,8 @@ class StopRequest:
             self._patient = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
         now = time.monotonic()
         if self.requested:
             if now - self._since > ONE_REQUEST:  # somebody is in a hurry
@@ -60,6 +64,24 @@ class StopRequest:
         raise Preempted(_NOTHING_TO_SAVE)
 
 
+def heeded() -> tuple[signal.Signals, ...]:
+    """SIGNALS, without SIGHUP where that is ignored, as under nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(number for number in SIGNALS if not (ignored and number == signal.SIGHUP))
+
+
+def leave_terminal() -> None:
+    """After SIGHUP: have what is still to be said go nowhere. The terminal is gone, and writing to it is an error."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    device = os.fstat(nowhere).st_rdev
+    for stream in range(3):
+        with suppress(OSError):  # closed
+            found = os.fstat(stream)
+            if stat.S_ISCHR(found.st_mode) and found.st_rdev != device:
+                os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn SIGNALS into an end with exit code 75: at once, or inside ``waiting`` when the state is saved.
@@ -71,7 +93,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     global _current
     outer = _current
     request = _current = outer or StopRequest()
-    before = {number: signal.signal(number, request._handle) for number in SIGNALS}
+    before = {number: signal.signal(number, request._handle) for number in heeded()}
     try:
         if request.requested:
             request.interrupt()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -11,19 +13,43 @@ from pathlib import Path
 from uuid import uuid4
 
 
-def why_not_writable(folder: Path) -> str:
+def why_not_writable(folder: Path, *, locks: bool = False) -> str:
     """Why nothing can be put into a folder that is there or still to be made; empty if it can. Nothing is left of this.
 
     Asked by doing it: what a file system allows is more than permissions say.
+
+    Args:
+        folder: to ask of.
+        locks: whether its files are to be locked as well, which some network file systems can't.
     """
     try:
         place = next(parent for parent in (folder, *folder.parents) if parent.exists() or parent.is_symlink())
         if not place.is_dir():
             return f"{place} is {'a link to nothing' if not place.exists() else 'a file'}"
-        with tempfile.TemporaryFile(dir=place):
-            return ""
+        with tempfile.TemporaryFile(dir=place) as file:
+            return _why_no_locks(file.fileno()) if locks else ""
     except OSError as error:
         return error.strerror or str(error)
+
+
+def _why_no_locks(file: int) -> str:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # for which filelock has another way
+            return f"its file system keeps no locks: {error.strerror}"
+    return ""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside, what the operating system refuses is refused of ``path``, unless it says of what: a full disk doesn't."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_file(path: Path, content: str | bytes, *, lasting: bool = False, writer: str = "") -> None:
@@ -40,7 +66,7 @@ def write_file(path: Path, content: str | bytes, *, lasting: bool = False, write
     """
     partial = path.with_name(f".{path.name}.{writer}.{uuid4().hex}.partial")  # several machines may share the folder
     try:
-        with partial.open("wb") as file:
+        with naming(path), partial.open("wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             if lasting:

@@ -5,12 +5,18 @@ All that an experiment could do wrong is said at once, a line for each; so one e
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from helpers.command import Outcome, dpo_each
+
+import dpo_cli
+from dpo_cli.cli import main
 
 CODE = " would run code: not supported in a configuration"
 NAMED = " names code: no configuration runs any"
@@ -110,3 +116,21 @@ def test_no_configuration_runs_code(name: str, ended: dict[str, Outcome]) -> Non
         points = {"seed=1: failed", "seed=2: failed"}  # of a sweep, each of which says all of it
         assert set(found.problems) - points == set(expected)
     assert not found.torch
+
+
+def test_a_module_beside_the_rows_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the processes that are started from a folder: ranks, trackers, those that tokenise."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json.py").write_text("raise SystemExit('a module of the folder ran')")
+    started = [sys.executable, "-c", "import json"]
+    assert subprocess.run(started, capture_output=True).returncode == 1
+    assert main(["--version"]) == 0
+    assert subprocess.run(started, capture_output=True).returncode == 0
+
+
+def test_a_checkout_is_run_from_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    monkeypatch.chdir(Path(dpo_cli.__file__).parents[1])
+    assert main(["--version"]) == 0
+    assert os.environ["PYTHONSAFEPATH"] == ""

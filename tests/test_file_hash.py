@@ -28,7 +28,9 @@ def test_a_changed_file_is_read_again(tmp_path: Path, how: str) -> None:
     assert file_hash(file, tmp_path / "cache") == hashlib.sha256(b"two").hexdigest()
 
 
-@pytest.mark.parametrize("content", [b"", b"{half", b"\xff\xfe", b"[]", b"null", b"[1, 2]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{half", b"\xff\xfe", b"[]", b"null", b"[1, 2]", b"[" * 200_000, b'{"a": 1}']
+)
 def test_a_damaged_memory_is_started_over(tmp_path: Path, content: bytes) -> None:
     cache = tmp_path / "cache"
     file = tmp_path / "weights"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import time
 from collections.abc import Callable
@@ -64,3 +65,32 @@ def test_a_library_in_the_way_changes_nothing(library: Callable[[], None]) -> No
 def test_another_error_stays_what_it_is() -> None:
     with pytest.raises(ZeroDivisionError), stop_on_signals():
         1 / 0  # noqa: B018
+
+
+def test_nohup_is_heeded() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            send(signal.SIGHUP)
+            assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_is_not_written_to() -> None:
+    """A process on a terminal of its own, which is closed before it has said its last word."""
+    child, terminal = pty.fork()
+    if child == 0:
+        code = 1
+        with suppress(BaseException), stop_on_signals() as stop, stop.waiting():
+            os.write(1, b"ready")
+            while not stop.requested:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            os.write(1, b"saved")
+            code = 75
+        os._exit(code)
+    assert os.read(terminal, 5) == b"ready"
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75

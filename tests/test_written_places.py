@@ -15,7 +15,7 @@ import pytest
 from helpers.run_folders import make_run
 from helpers.unprivileged import permissions_count
 
-from dpo_cli.cli import main
+from dpo_cli.cli import describe, main
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.errors import DpoError
 from dpo_cli.run_folder import RunRecord, differing_versions, held, identity, this_process
@@ -90,6 +90,17 @@ def test_a_file_is_all_there_or_as_it_was(tmp_path: Path, closed: Path) -> None:
     assert leftovers(tmp_path) == leftovers(closed) == []
 
 
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as refused:
+        write_file(tmp_path / "run.json", "{}", lasting=True)
+    assert describe(refused.value).startswith(f"No space left on device: {tmp_path / 'run.json'} (")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_was_not_finished_is_known_by_its_writer(tmp_path: Path) -> None:
     mine, others = tmp_path / ".a.txt..1f.partial", tmp_path / ".a.txt.3-of-16.2e.partial"
     mine.touch()
@@ -151,6 +162,16 @@ def test_a_run_is_seen_by_its_record_where_folders_have_no_locks(
     record.update(status="done")
     with held(tmp_path):
         pass
+
+
+def test_a_cache_without_locks_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(DpoError, match=r"can't be written to \(its file system keeps no locks: No locks .* DPO_CACHE"):
+        cache_folder(str(tmp_path / "cache"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_versions_that_differ_are_named() -> None:

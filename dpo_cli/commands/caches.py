@@ -22,7 +22,8 @@ def cache_folder(configured: str | None) -> Path:
             f"the cache {folder} is another user's, and everybody may write to it: name another with DPO_CACHE or "
             "reference.cache_dir and data.cache_dir, or have its owner take that away (chmod o-w)"
         )
-    check_writable(folder, "the cache", "name another with DPO_CACHE, or reference.cache_dir and data.cache_dir")
+    advice = "name another with DPO_CACHE, or reference.cache_dir and data.cache_dir"
+    check_writable(folder, "the cache", advice, locks=True)
     return folder
 
 

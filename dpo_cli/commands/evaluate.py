@@ -19,6 +19,7 @@ from dpo_cli.commands.generations import Generations, check_can_generate, genera
 from dpo_cli.commands.parts import Reference, Scorer, Setup, resolve_precision, resolve_token_budget
 from dpo_cli.commands.places import policy_files
 from dpo_cli.commands.resume import load_weights
+from dpo_cli.commands.revisions import check_revisions
 from dpo_cli.commands.row_facts import row_facts
 from dpo_cli.commands.rows import Rows, describe_rows, held_out_place, load_rows
 from dpo_cli.commands.writable import check_writable
@@ -100,6 +101,7 @@ def _data(data: DataConfig) -> DataConfig:
 def _rows(config: EvaluateConfig, loss: Loss, console: Console) -> Rows:
     """The rows to evaluate, as held-out rows: a run's own, or those that data.path names."""
     data = _data(config.data)
+    check_revisions(config.model_copy(update={"data": data}), loss.kind)
     rows = load_rows(config.model, data, loss, config.seed, console)
     given = data.eval is None
     groups = rows.data.train if given else rows.data.held_out

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console as Screen
 
+from dpo_cli.commands.revisions import check_revisions
 from dpo_cli.commands.rows import held_out_part, make_loader, training_parts
 from dpo_cli.commands.writable import check_writable
 from dpo_cli.config import DataConfig, InspectConfig
@@ -32,6 +33,7 @@ def run(config: InspectConfig) -> None:
         check_writable(Path(settings.html).parent, "--html", "choose another place for the page")
     console, screen = Console(), Screen(highlight=False)
     kind = make_loss(config.loss.settings()).kind
+    check_revisions(config, kind)
     loader = make_loader(config.model, config.data, console)
     result, groups = audit(
         training_parts(config.data, kind),

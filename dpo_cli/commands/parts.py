@@ -246,7 +246,7 @@ class Setup:
         config, console, rows = self.reference, self.console, self.rows
         files = reference_place(config, self.model)
         if config.path is not None:
-            _check_same_vocabulary(config.path, rows.tokenizer)
+            _check_same_vocabulary(config.path, config.revision, rows.tokenizer)
         cache = cache_folder(config.cache_dir)
         vocabulary = len(rows.tokenizer)
         identity = reference_identity(
@@ -354,8 +354,8 @@ def resolve_token_budget(wanted: int | str) -> int:
     return wanted if isinstance(wanted, int) else TOKENS[device().type]
 
 
-def _check_same_vocabulary(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    other = load_tokenizer(path, None, name=f"reference.path={path}").get_vocab()
+def _check_same_vocabulary(path: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    other = load_tokenizer(path, revision, name=f"reference.path={path}").get_vocab()
     if differing := sum(tokenizer.get_vocab().get(token) != number for token, number in other.items()):
         raise DpoError(
             f"reference.path={path}: {differing} of its tokens have another number or are absent in the model's "

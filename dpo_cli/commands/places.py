@@ -47,4 +47,4 @@ def reference_place(config: ReferenceConfig, model: ModelConfig) -> ModelFiles:
     """The reference model: the policy as it is before training, unless another is named."""
     if config.path is None:
         return policy_files(model)
-    return find_files(config.path, None, name=f"reference.path={config.path}")
+    return find_files(config.path, config.revision, name=f"reference.path={config.path}")

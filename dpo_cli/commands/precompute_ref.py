@@ -10,6 +10,7 @@ import numpy as np
 
 from dpo_cli import distributed
 from dpo_cli.commands.parts import Part, Reference, Scorer, Setup, resolve_precision, resolve_token_budget
+from dpo_cli.commands.revisions import check_revisions
 from dpo_cli.commands.rows import Rows, describe_rows, load_rows
 from dpo_cli.config import PrecomputeConfig
 from dpo_cli.data.store import Groups
@@ -43,6 +44,7 @@ def _fill(config: PrecomputeConfig, console: Console, started: float) -> None:
     loss = make_loss(config.loss.settings())
     if not loss.needs_reference:
         raise DpoError(f"loss={config.loss.name} needs no reference: there is nothing to compute")
+    check_revisions(config, loss.kind)
     rows = load_rows(config.model, config.data, loss, config.seed, console)
     distributed.start(config.engine.sequence_parallel)
     try:

@@ -19,6 +19,7 @@ from rich.table import Table
 from dpo_cli import distributed
 from dpo_cli.commands.evaluate import load_scored
 from dpo_cli.commands.parts import Setup, as_lookup, resolve_precision, resolve_token_budget
+from dpo_cli.commands.revisions import check_revisions
 from dpo_cli.commands.rows import Rows, make_loader, training_parts
 from dpo_cli.commands.writable import check_writable
 from dpo_cli.config import ScoreConfig
@@ -86,6 +87,7 @@ class _Line:
 
 
 def _score_file(config: ScoreConfig, output: Path, console: Console) -> tuple[Counter[str], list[float]]:
+    check_revisions(config, "pairs")
     loader = make_loader(config.model, config.data, console)
     parts = training_parts(config.data, "pairs")
     reading, encoding = parts[0].recipe.reading, parts[0].recipe.encoding

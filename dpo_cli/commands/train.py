@@ -17,6 +17,7 @@ from dpo_cli.commands.parts import Reference, Scorer, Setup, resolve_precision, 
 from dpo_cli.commands.places import policy_files, reference_place
 from dpo_cli.commands.report import config_yaml, show_outcome, show_samples
 from dpo_cli.commands.resume import check_same_run, find_checkpoint, load_weights, update_settings
+from dpo_cli.commands.revisions import check_revisions, commits_of
 from dpo_cli.commands.rows import Rows, describe_rows, load_rows
 from dpo_cli.commands.writable import check_writable
 from dpo_cli.config import TrainConfig
@@ -69,6 +70,7 @@ def run(config: TrainConfig) -> None:
     deepspeed_config(zero_stage=0, max_grad_norm=None, extra=config.engine.deepspeed)  # refuses what conflicts, early
     distributed.check_sequence_parallel(config.engine.sequence_parallel)
     with stop_on_signals() as stop:
+        check_revisions(config, loss.kind)
         rows = load_rows(config.model, config.data, loss, config.seed, console)
         distributed.start(config.engine.sequence_parallel)
         try:
@@ -353,12 +355,16 @@ class _Run:
         if scorer.loaded.dropout:
             say(f"dropout: off ({', '.join(f'{k} was {v}' for k, v in scorer.loaded.dropout.items())})")
         say(f"attention: {scorer.attention}")
+        commits = {**self.rows.data.commits, **commits_of(files)}
         if reference.lookup is None:
             say(f"reference: none, as loss={config.loss.name} needs none")
         else:
-            say(f"reference: {reference_place(config.reference, config.model)}, {_source(reference)}")
+            place = reference_place(config.reference, config.model)
+            commits |= commits_of(place)
+            say(f"reference: {place}, {_source(reference)}")
         self.record.update(
             about=about(config, scorer.loaded.adapter),
+            commits=commits,
             attention=scorer.attention,
             reference={
                 "identity": reference.identity,

@@ -1,5 +1,7 @@
 """A chat template is a stranger's program: how long it may run, how much memory it may take, how much it may write.
 
+So is a pattern, which may take for ever to be compared with a name (``within``).
+
 The kernel holds the limits, so that they cost a row a microsecond: a timer on the processor time of this process, and
 a limit on its address space while rows are rendered. Neither asks which operation of a template is a bomb; there are
 too many.
@@ -21,6 +23,9 @@ from dpo_cli.errors import DpoError
 
 SECONDS = 10.0
 """Of processor time, for all that is rendered of a row."""
+ON_AVERAGE = 0.25
+"""Seconds for a row, where several are rendered: the first ``SECONDS`` are free. Or ten thousand rows, each just within
+its own bound, would take a day."""
 MEMORY = 1 << 30
 """Bytes that this process may take on meanwhile."""
 OUTPUT = 64 << 20
@@ -41,13 +46,22 @@ class Bounds:
         self.row = ""
         """What messages call it."""
         self._armed = False
+        self._rows, self._used = 0, 0.0
 
     def begin(self, row: str) -> None:
-        """The next row's time begins."""
+        """The next row's time begins.
+
+        Raises:
+            DpoError: those before it took too long, all together.
+        """
+        left, _ = signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, 1.0)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS * _LAST_RESORT)
+        if self._armed:
+            self._rows, self._used = self._rows + 1, self._used + SECONDS - left
+        if self._used > SECONDS + ON_AVERAGE * self._rows:
+            raise _refusal(self.row, f"ran for {self._used:.0f} s for the last {self._rows:,} rows")
         self.row = row
         self._armed = True
-        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, 1.0)
-        signal.setitimer(signal.ITIMER_PROF, SECONDS * _LAST_RESORT)
 
     def stop(self) -> None:
         """No row is being rendered."""
@@ -84,6 +98,28 @@ def bounded() -> Iterator[Bounds]:
         if memory is not None:
             resource.setrlimit(resource.RLIMIT_AS, memory)
         faulthandler.unregister(signal.SIGPROF)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@contextmanager
+def within(seconds: float, refusal: str) -> Iterator[None]:
+    """Inside, so much of this process's time may be used. In the main thread only.
+
+    Raises:
+        DpoError: with ``refusal``, if it is used up.
+    """
+
+    def out_of_time(number: int, frame: FrameType | None) -> None:
+        raise _TooSlow
+
+    before = signal.signal(signal.SIGVTALRM, out_of_time)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    except _TooSlow:
+        raise DpoError(refusal) from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
 
 

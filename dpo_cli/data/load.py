@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo_cli.data.build import Phase, Recipe, build, find, key64
 from dpo_cli.data.holdout import hold_out, overlap
-from dpo_cli.data.sources import Place, open_source
+from dpo_cli.data.sources import Place, Source, open_source
 from dpo_cli.data.store import Groups, Table
 from dpo_cli.data.types import Group
 
@@ -44,6 +44,8 @@ class Data:
     """Tokens that end an answer: generation must stop at them."""
     counts: dict[str, Any]
     """What was read, left out and cut, by side and source: plain values for ``run.json``."""
+    commits: dict[str, str] = field(default_factory=dict)
+    """Of hub data sets, by their ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,14 @@ class Loader:
     """Progress."""
     warn: Callable[[str], None]
 
-    def table(self, part: Part) -> Table:
-        """A part's rows, all of them."""
+    def source(self, part: Part) -> Source:
+        """A part's rows as they are kept."""
+        return open_source(part.place, key=part.key, cache=self.folder)
+
+    def table(self, part: Part, source: Source) -> Table:
+        """A part's rows, all of them, out of its ``source``."""
         return build(
-            open_source(part.place, key=part.key, cache=self.folder),
+            source,
             part.recipe,
             self.tokenizer,
             workers=self.workers,
@@ -73,8 +79,7 @@ class Loader:
 
     def known(self, part: Part) -> bool:
         """Whether the part's rows have been read before."""
-        source = open_source(part.place, key=part.key, cache=self.folder)
-        return find(source, part.recipe, self.tokenizer, folder=self.folder / "tokens") is not None
+        return find(self.source(part), part.recipe, self.tokenizer, folder=self.folder / "tokens") is not None
 
 
 def load_data(
@@ -92,7 +97,8 @@ def load_data(
     Raises:
         DataError: see ``build``, ``hold_out`` and ``overlap``.
     """
-    tables = [loader.table(part) for part in parts]
+    sources = [loader.source(part) for part in parts]
+    tables = [loader.table(part, source) for part, source in zip(parts, sources, strict=True)]
     groups = Groups(tables, mixed(parts, list(map(len, tables)), seed))
     prompts = _keys(tables, "prompt_key")[groups.chosen]
     counts: dict[str, Any] = {"train": _counted(parts, tables, groups)}
@@ -102,14 +108,21 @@ def load_data(
         held, groups = groups.select(out)[:limit], groups.select(~out)[:limit]
         counts["held_out"] = {"groups": len(held)}
     elif held_out is not None:
-        table = loader.table(held_out)
+        sources.append(loader.source(held_out))
+        table = loader.table(held_out, sources[-1])
         held = Groups([table])
         both = overlap(prompts, table.keys("prompt_key"))
         groups = groups.select(~both)
         counts["train"]["prompts_held_out"] = int(both.sum())
         counts["held_out"] = _counted([held_out], [table], held)
     counts["train"]["groups"] = len(groups)
-    return Data(groups, [] if held is None else held, tables[0].facts["ends"], counts)
+    places = [*parts, *([held_out] if isinstance(held_out, Part) else [])]
+    commits = {
+        part.place.path: source.commit
+        for part, source in zip(places, sources, strict=True)
+        if source.commit is not None
+    }
+    return Data(groups, [] if held is None else held, tables[0].facts["ends"], counts, commits)
 
 
 def mixed(parts: Sequence[Part], sizes: Sequence[int], seed: int) -> NDArray[np.int64]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dpo_cli.data.types import Group, Pair
 from dpo_cli.file_hash import sha256
+from dpo_cli.whole_folder import naming, write_file
 
 Keys = NDArray[np.int64]
 """Hashes of content, one per row."""
@@ -85,18 +86,20 @@ class TableWriter:
     def add(self, batch: pyarrow.RecordBatch) -> None:
         """Append rows."""
         if batch.num_rows:
-            self._writer.write_batch(batch)
+            with naming(self._folder):
+                self._writer.write_batch(batch)
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Keep what is known of the table, which is closed."""
         rows = self._folder / _ROWS
         table = {"facts": facts, "bytes": rows.stat().st_size, "sha256": sha256(rows)}
-        (self._folder / _TABLE).write_text(json.dumps(table), encoding="utf-8")
+        write_file(self._folder / _TABLE, json.dumps(table))
 
     def close(self) -> None:
         """Let go of the file, complete or not."""
-        self._writer.close()
-        self._file.close()
+        with naming(self._folder):
+            self._writer.close()
+            self._file.close()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from types import FrameType
 
 from dpo_cli.config import EvaluateConfig, TrainConfig
 from dpo_cli.errors import ExitCode
-from dpo_cli.stopping import SIGNALS
+from dpo_cli.stopping import heeded, leave_terminal
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,14 @@ def passing_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[flo
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         came.append(time.monotonic())
+        if number == signal.SIGHUP:
+            leave_terminal()
         for child in children:
             # From a terminal, Ctrl-C has already gone to the whole foreground group.
             if child.poll() is None and not (number == signal.SIGINT and sys.stdin and sys.stdin.isatty()):
                 child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    before = {number: signal.signal(number, pass_on) for number in heeded()}
     try:
         yield came
     finally:

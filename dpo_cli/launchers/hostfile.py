@@ -31,7 +31,7 @@ from dpo_cli.config_launch import HostfileConfig
 from dpo_cli.errors import DpoError, ExitCode, StorageError
 from dpo_cli.launchers.lifeline import Order, Record, began, give, records
 from dpo_cli.secret import is_secret_variable
-from dpo_cli.stopping import SIGNALS
+from dpo_cli.stopping import heeded, leave_terminal
 
 _PASSED = (
     "NCCL_",
@@ -48,7 +48,10 @@ _PASSED = (
     "CUDA_",
 )
 _NOT_PASSED = ("CUDA_VISIBLE_DEVICES", "DS_ENV_FILE")
-_FOR_DEEPSPEED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "SSH_AUTH_SOCK", "PYTHONPATH")
+_FOR_DEEPSPEED = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "SSH_AUTH_SOCK"),
+    *("PYTHONPATH", "PYTHONSAFEPATH"),
+)
 """What DeepSpeed's launcher is given itself: of its environment it puts some on the hosts' command lines."""
 
 _SECONDS_BETWEEN_BEATS = 5.0
@@ -279,8 +282,10 @@ class _Launch:
     def _hearing_signals(self) -> Iterator[None]:
         def hear(number: int, frame: FrameType | None) -> None:
             self._signals.append(number)
+            if number == signal.SIGHUP:
+                leave_terminal()
 
-        before = {number: signal.signal(number, hear) for number in SIGNALS}
+        before = {number: signal.signal(number, hear) for number in heeded()}
         try:
             yield
         finally:

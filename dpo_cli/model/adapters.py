@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dpo_cli.data.collate import FlatBatch
-from dpo_cli.errors import DpoError
+from dpo_cli.data.limits import within
+from dpo_cli.errors import DpoError, one_line
 from dpo_cli.model.dropout import GroupDropout, Noise
 from dpo_cli.model.files import ModelFiles, adapter_files, understood
 from dpo_cli.model.policy import Policy
@@ -32,6 +34,8 @@ from dpo_cli.model.weight_files import Stored, read_header
 POLICY, REFERENCE = "policy", "reference"
 _PREFIX = "base_model.model."
 """What peft's files put before the name of each weight."""
+PATIENCE = 10.0
+"""Seconds for all patterns of an adapter and all names of modules; ordinary ones take milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -185,11 +189,12 @@ def load_adapter(model: PreTrainedModel, files: ModelFiles, *, seed: int) -> Ada
         settings = dict(json.loads(settings_file.read_text(encoding="utf-8")))
         if reason := _unsupported(settings):
             raise DpoError(f"{name} {reason}; expected plain LoRA weights (LoRA, DoRA or rsLoRA)")
-        _check_rank(settings, read_header(weights_file), name)
+        _check_numbers(settings, read_header(weights_file), name)
         config = LoraConfig.from_peft_type(**settings)
     config.inference_mode, config.init_lora_weights = False, True
     config.base_model_name_or_path, config.revision = _lasting(files.path), files.revision
     with understood(f"{name} does not fit {files.path}"):
+        _check_patterns(config, model, name)
         weights = load_file(weights_file)
         _inject(model, config, POLICY)
         problems: Any = set_peft_model_state_dict(model, weights, adapter_name=POLICY)
@@ -320,12 +325,49 @@ def _unsupported(settings: Mapping[str, Any]) -> str:
     return next((f"has {key}" for key in other if settings.get(key)), "")
 
 
-def _check_rank(settings: Mapping[str, Any], tensors: Mapping[str, Stored], name: str) -> None:
-    """Refuse a rank far larger than the weights, before memory is taken for it."""
+def _check_numbers(settings: Mapping[str, Any], tensors: Mapping[str, Stored], name: str) -> None:
+    """Refuse numbers that are none, and a rank far larger than the weights, before memory is taken for it."""
     widest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
-    for rank in (settings.get("r"), *dict(settings.get("rank_pattern") or {}).values()):
-        if isinstance(rank, int) and rank > widest:
+    ranks = {"r": settings.get("r", 8), **dict(settings.get("rank_pattern") or {})}
+    for key, rank in ranks.items():
+        if type(rank) is not int or rank < 1:
+            raise DpoError(f"{name} says {_shown(key, rank)}; expected a rank of 1 or more")
+        if rank > widest:
             raise DpoError(f"{name} says it has rank {rank:,}, and its weights have no side longer than {widest:,}")
+    for key, alpha in {
+        "lora_alpha": settings.get("lora_alpha", 8),
+        **dict(settings.get("alpha_pattern") or {}),
+    }.items():
+        if type(alpha) not in (int, float) or not math.isfinite(alpha):
+            raise DpoError(f"{name} says {_shown(key, alpha)}; expected a number")
+    dropout = settings.get("lora_dropout", 0.0)
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        raise DpoError(
+            f"{name} says {_shown('lora_dropout', dropout)}; expected a share from 0 up to, not including, 1"
+        )
+    for tensor, stored in tensors.items():
+        if "F" not in stored.dtype:
+            raise DpoError(f"{name} holds {one_line(tensor)} as {stored.dtype}, in which no weights are trained")
+
+
+def _shown(key: str, value: Any) -> str:
+    return one_line(f"{key}={value!r}", 100)
+
+
+def _check_patterns(config: Any, model: PreTrainedModel, name: str) -> None:
+    """Ask of each module whether it is to have an adapter, and its rank: regular expressions may take for ever."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.other import get_pattern_key
+
+    refusal = (
+        f"{name} has patterns that take more than {PATIENCE:g} s to be compared with the names of modules: look at "
+        "target_modules, exclude_modules, layers_pattern, rank_pattern and alpha_pattern in its adapter_config.json"
+    )
+    with within(PATIENCE, refusal):
+        for module, _ in model.named_modules():
+            if check_target_module_exists(config, module):
+                get_pattern_key(config.rank_pattern, module)
+                get_pattern_key(config.alpha_pattern, module)
 
 
 def _lasting(path: str) -> str:

@@ -18,6 +18,8 @@ from dpo_cli.errors import DpoError, one_line
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_LONGEST_NAME = 4096
+"""Bytes; of a path, on Linux."""
 
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates/*")
@@ -47,8 +49,9 @@ def understood(what: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    """What an error says, in a line: its first, or the one that this announces."""
+    first, *others = str(error).strip().splitlines() or [""]
+    text = (others[0].strip() if first.endswith(":") and others else first).rstrip(".")
     return one_line(text) or type(error).__name__
 
 
@@ -117,10 +120,21 @@ def find_files(
         return ModelFiles(path, revision, adapter, None, quantization)
     if found is None:
         return ModelFiles(path, revision, quantization=quantization)
-    base = found.get("base_model_name_or_path")
+    base, its_revision = found.get("base_model_name_or_path"), found.get("revision")
     if not base:
         raise DpoError(f"{name} does not say which model it is for: give that as model.path, and model.adapter.path")
-    return ModelFiles(str(base), found.get("revision"), path, revision, quantization)
+    for key, said in (("base_model_name_or_path", base), ("revision", its_revision)):
+        if said is not None and not _is_place(said):
+            raise DpoError(
+                f"{name} says {key}={one_line(repr(said), 100)}; expected the name of one: give the model as "
+                "model.path, and the adapter as model.adapter.path"
+            )
+    return ModelFiles(base, its_revision, path, revision, quantization)
+
+
+def _is_place(said: object) -> bool:
+    """Whether this may be a hub id, a path or a revision."""
+    return isinstance(said, str) and said.isprintable() and len(said.encode()) < _LONGEST_NAME
 
 
 def check_folder(path: str, name: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 from filelock import FileLock
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ class ReferenceStore:
             identity: what the numbers depend on; JSON values.
 
         Raises:
-            StorageError: if a file in the store is damaged.
+            StorageError: if a file in the store is damaged, or made by others.
         """
         text = json.dumps(identity, sort_keys=True)
         self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -174,15 +175,31 @@ def read_chunk(path: Path) -> dict[bytes, Logps]:
     """Log-probs by ``answer_key``.
 
     Raises:
-        StorageError: its bytes are not those that were written.
+        StorageError: its bytes are not those that were written, or were never written by ``ReferenceStore.add``.
     """
+    damaged = f"{path} is damaged: {{}}; delete it and run again"
+    if not path.is_file():  # a pipe, say, for which one would wait
+        raise StorageError(damaged.format("it is no file"))
     data = path.read_bytes()
     if path.name != f"chunk-{hashlib.sha256(data).hexdigest()}.safetensors":
-        raise StorageError(f"{path} is damaged: its bytes don't match the hash in its name; delete it and run again")
-    tensors = safetensors.numpy.load(data)
-    ends = tensors["ends"]
-    parts = np.split(tensors["logps"], ends[:-1])
-    return {key.tobytes(): part for key, part in zip(tensors["keys"], parts, strict=True)}
+        raise StorageError(damaged.format("its bytes don't match the hash in its name"))
+    try:
+        tensors = safetensors.numpy.load(data)
+        keys, ends, logps = (tensors[name] for name in ("keys", "ends", "logps"))
+    except (safetensors.SafetensorError, KeyError):
+        raise StorageError(damaged.format("it does not hold keys, ends and logps")) from None
+    if not _fit(keys, ends, logps):
+        raise StorageError(damaged.format("its keys, ends and logps don't go together"))
+    return {key.tobytes(): part for key, part in zip(keys, np.split(logps, ends[:-1]), strict=True)}
+
+
+def _fit(keys: NDArray[Any], ends: NDArray[Any], logps: NDArray[Any]) -> bool:
+    """Whether the arrays of a chunk are of their kinds, and each answer has its part of the finite log-probs."""
+    kinds = [(array.dtype.name, array.ndim) for array in (keys, ends, logps)]
+    if kinds != [("uint8", 2), ("int64", 1), ("float32", 1)] or keys.shape != (len(ends), 16) or not len(ends):
+        return False
+    starts = np.concatenate([[0], ends[:-1]])
+    return bool((starts <= ends).all() and ends[-1] == len(logps) and np.isfinite(logps).all())
 
 
 def _part(shard: str | None) -> str:

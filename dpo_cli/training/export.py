@@ -86,7 +86,7 @@ def write_model(
     try:
         _stop_at(model, ends)
         model.save_pretrained(folder, state_dict={})  # configurations
-        tokenizer.save_pretrained(folder)
+        _save_tokenizer(tokenizer, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
         _write_weights(folder, model, weights)
     finally:
@@ -154,7 +154,7 @@ def export_adapter(
     with _whole_or_not(folder) as partial:
         (partial / CONFIG_FILE).write_text(json.dumps(adapter.settings(), indent=2, sort_keys=True), encoding="utf-8")
         save(state, partial / WEIGHTS_FILE)
-        tokenizer.save_pretrained(partial)
+        _save_tokenizer(tokenizer, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         _verify_file(partial / WEIGHTS_FILE, state)
 
@@ -173,6 +173,19 @@ def _whole_or_not(folder: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StorageError(f"{folder} could not be written ({reason}); checkpoints are as they were") from None
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """
+    Raises:
+        OSError: it can't be written; ``tokenizers``, in Rust, raises a plain Exception for that.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error
 
 
 def _stop_at(model: PreTrainedModel, ends: Sequence[int]) -> None:

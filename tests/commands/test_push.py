@@ -361,6 +361,19 @@ def test_what_the_hub_refuses(hub: Hub, run: Path, end: str, status: int, kind: 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("page", [b"<html>log in</html>", b"{}"])
+def test_what_is_no_hub(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, page: bytes) -> None:
+    def answer(handler: _Handler, path: str, body: bytes) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(page)))
+        handler.end_headers()
+        handler.wfile.write(page)
+
+    monkeypatch.setattr(_Handler, "_right", answer)
+    with pytest.raises(StorageError, match=r"does not answer as a hub does .* HF_ENDPOINT"):
+        push(str(run), wanted())
+
+
 def test_no_network(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:  # and nobody listens
         taken.bind(("127.0.0.1", 0))

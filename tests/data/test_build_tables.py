@@ -23,6 +23,7 @@ import dpo_cli.data.build
 import dpo_cli.data.pool
 from dpo_cli.data.build import Recipe, build, encode_rows
 from dpo_cli.data.formats import Reading
+from dpo_cli.data.pool import by_chunks
 from dpo_cli.data.sources import Row, Source
 from dpo_cli.data.store import Table
 from dpo_cli.data.tokenize import Encoding
@@ -343,3 +344,11 @@ def test_nothing_is_kept_of_what_fails_halfway(bench: Bench, monkeypatch: pytest
         bench.make(pair("p"), pair("q"))
     assert bench.left() == set()
     assert questions(bench.make(pair("p"), pair("q"))) == ["p", "q"]
+
+
+def test_long_rows_go_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five hundred of a megabyte each, which pack into a few kilobytes, would take ten gigabytes."""
+    sizes = [3, 4, 4, 1, 30, 1, 1]
+    rows = [Row(f"row {n}", {"prompt": [{"role": "user", "content": "x" * n}], "score": 1.0}) for n in sizes]
+    monkeypatch.setattr(dpo_cli.data.pool, "CHARACTERS", 3 * len("user") + 10)
+    assert list(by_chunks(rows, len, 1)) == [3, 2, 2]

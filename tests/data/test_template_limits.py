@@ -137,3 +137,38 @@ def test_what_hears_no_signal_ends_the_process(tmp_path: Path) -> None:
     )
     assert ended.returncode == -signal.SIGPROF
     assert 'File "<template>", line 27 in root' in ended.stderr
+
+
+def work(rows: int, seconds: float) -> None:
+    """Rows that take so long each to be rendered."""
+    with bounded() as bounds:
+        for number in range(rows):
+            bounds.begin(f"row {number}")
+            until = time.process_time() + seconds
+            while time.process_time() < until:
+                pass
+
+
+def test_rows_that_are_each_within_their_time_have_a_bound_together(
+    short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ON_AVERAGE", 0.01)
+    work(80, 0.005)  # as fast as is expected, however many
+    with pytest.raises(DpoError, match=r"^row \d: the chat template ran for 0 s for the last \d rows; expected"):
+        work(10, 0.15)
+
+
+def test_a_time_that_is_up_leaves_nothing() -> None:
+    before = signal.getsignal(signal.SIGVTALRM)
+
+    def spin() -> None:
+        with limits.within(0.1, "too slow"):
+            while True:
+                pass
+
+    with pytest.raises(DpoError, match="too slow"):
+        spin()
+    with limits.within(0.1, "too slow"):
+        pass
+    assert signal.getsignal(signal.SIGVTALRM) == before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)

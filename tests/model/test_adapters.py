@@ -9,12 +9,13 @@ import pytest
 import torch
 from helpers.families import FAMILIES, MIXTURES, awkward_groups, build
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from dpo_cli.data.collate import collate
 from dpo_cli.errors import DpoError
+from dpo_cli.model import adapters
 from dpo_cli.model.adapters import (
     POLICY,
     REFERENCE,
@@ -194,6 +195,12 @@ def test_modules_are_named_by_the_end_of_their_names() -> None:
         ({"r": 5}, "does not fit"),
         ({"target_modules": ["q_proj"]}, "none of its own"),
         ({"target_modules": ["nothing"]}, "does not fit"),
+        ({"r": "4"}, "r='4'; expected a rank"),
+        ({"rank_pattern": {"q_proj": 0}}, "q_proj=0; expected a rank"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan; expected a number"),
+        ({"alpha_pattern": {"q_proj": "16"}}, "q_proj='16'; expected a number"),
+        ({"lora_dropout": -1}, "lora_dropout=-1; expected a share"),
+        ({"lora_dropout": 1.0}, "lora_dropout=1.0; expected a share"),
     ],
 )
 def test_adapters_that_can_not_be_gone_on_with(settings: dict, word: str, tmp_path: Path) -> None:
@@ -203,6 +210,53 @@ def test_adapters_that_can_not_be_gone_on_with(settings: dict, word: str, tmp_pa
     model = build(FAMILIES["llama"](), "eager", torch.float32)
     with pytest.raises(DpoError, match=word):
         load_adapter(model, ModelFiles("base", adapter=str(folder)), seed=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "(([a-z_0-9]+)*\\.?)*!"},
+        {"exclude_modules": "(([a-z_0-9]+)*\\.?)*!"},
+        {"alpha_pattern": {"(.*)*(.*)*(.*)*(.*)*!": 4}},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_patterns_that_take_for_ever(settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "PATIENCE", 0.2)
+    folder = saved(tmp_path / "adapter", adapted()[1])
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    model = build(FAMILIES["llama"](), "eager", torch.float32)
+    with pytest.raises(DpoError, match=r"has patterns that take more than 0\.2 s .* look at target_modules"):
+        load_adapter(model, ModelFiles("base", adapter=str(folder)), seed=0)
+
+
+def test_weights_that_are_whole_numbers(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "adapter", adapted()[1])
+    file = folder / "adapter_model.safetensors"
+    save_file({name: tensor.to(torch.int32) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(DpoError, match="as I32, in which no weights are trained"):
+        load_adapter(
+            build(FAMILIES["llama"](), "eager", torch.float32), ModelFiles("base", adapter=str(folder)), seed=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("base_model_name_or_path", 7),
+        ("base_model_name_or_path", "a\n\x1b[31m/b"),
+        ("base_model_name_or_path", "a" * 5000),
+        ("revision", {"a": 1}),
+    ],
+)
+def test_a_base_that_is_no_name(key: str, value: object, tmp_path: Path) -> None:
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "base", key: value}))
+    with pytest.raises(DpoError, match=rf"says {key}=.*; expected the name") as error:
+        find_files(str(tmp_path), None)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
 
 
 def test_an_adapter_in_pickles_is_not_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from dpo_cli.data.collate import collate
 from dpo_cli.data.types import Group, Pair
@@ -144,6 +146,56 @@ def test_a_truncated_chunk_is_found(tmp_path: Path, left: int) -> None:
     chunk.write_bytes(chunk.read_bytes()[:left])
     with pytest.raises(StorageError, match="is damaged"):
         ReferenceStore(tmp_path, IDENTITY)
+
+
+WHOLE = {
+    "keys": np.arange(32, dtype=np.uint8).reshape(2, 16),
+    "ends": np.array([1, 3]),
+    "logps": np.zeros(3, dtype=np.float32),
+}
+
+
+def put(folder: Path, data: bytes) -> None:
+    (folder / f"chunk-{hashlib.sha256(data).hexdigest()}.safetensors").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"logps": np.full(3, np.nan, dtype=np.float32)},
+        {"logps": np.zeros(3)},
+        {"logps": np.zeros((1, 3), dtype=np.float32)},
+        {"ends": np.array([1, 10**12])},
+        {"ends": np.array([4, 3])},
+        {"ends": np.array([-1, 3])},
+        {"ends": np.array([3])},
+        {"ends": np.array([], dtype=np.int64)},
+        {"keys": np.zeros((2, 8), dtype=np.uint8)},
+    ],
+    ids=str,
+)
+def test_a_chunk_that_somebody_else_made_is_not_believed(change: dict[str, np.ndarray], tmp_path: Path) -> None:
+    store = ReferenceStore(tmp_path, IDENTITY)
+    put(store.folder, safetensors.numpy.save({**WHOLE, **change}))
+    with pytest.raises(StorageError, match=r"is damaged: its keys, ends and logps don't go together; delete it"):
+        store.refresh()
+
+
+@pytest.mark.parametrize("data", [b"hello", (1 << 40).to_bytes(8, "little") + b"{}", safetensors.numpy.save({})])
+def test_a_chunk_that_is_none(data: bytes, tmp_path: Path) -> None:
+    store = ReferenceStore(tmp_path, IDENTITY)
+    put(store.folder, data)
+    with pytest.raises(StorageError, match="is damaged: it does not hold keys, ends and logps"):
+        store.refresh()
+
+
+def test_a_pipe_in_a_store_is_not_waited_for(tmp_path: Path) -> None:
+    store = ReferenceStore(tmp_path, IDENTITY)
+    put(store.folder, safetensors.numpy.save(WHOLE))
+    store.refresh()
+    os.mkfifo(store.folder / "chunk-0.safetensors")
+    with pytest.raises(StorageError, match="is damaged: it is no file"):
+        store.refresh()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from helpers.families import FAMILIES, MIXTURES, build
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from dpo_cli.errors import StorageError
 from dpo_cli.model.attention import GROUP_ATTENTION
 from dpo_cli.training import export
 
@@ -44,3 +46,19 @@ def test_in_parts_it_is_the_same_model(family: str, tmp_path: Path, monkeypatch:
     assert not found["missing_keys"]
     for name, parameter in read_back.named_parameters():
         assert torch.equal(parameter, weights[name]), name
+
+
+def test_a_file_that_grows_too_large_is_no_bug(tmp_path: Path) -> None:
+    """``tokenizers`` says no more of it, nor of a full disk, than Exception."""
+    model = build(FAMILIES["llama"](), GROUP_ATTENTION, torch.float32)
+    weights = [(name, parameter.detach()) for name, parameter in model.named_parameters()]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"final could not be written \(File too large"):
+            export.export(
+                tmp_path / "final", model, tokenizers.quickstart(), weights, dropout={}, card="", ends=[], first=True
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

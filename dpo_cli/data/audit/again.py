@@ -11,6 +11,9 @@ from dpo_cli.data.render import Span
 from dpo_cli.data.tokenize import Encoded
 from dpo_cli.data.types import Message
 
+_NEAR = 2000
+"""Characters on each side of where an answer begins, that are looked at for a token across it."""
+
 
 def lost_text(encoded: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
     """For each row, and each of its answers whose tokens don't give its text back, the characters that are missing.
@@ -52,8 +55,9 @@ def merges(encoded: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> li
     """
     texts = []
     for each in encoded:
-        answers = ["".join(span.text for span in spans) for spans in each.rendered.answers]
-        texts.append([each.rendered.prompt, *(each.rendered.prompt + answer for answer in answers)])
+        before = each.rendered.prompt[-_NEAR:]
+        answers = ["".join(span.text for span in spans)[:_NEAR] for spans in each.rendered.answers]
+        texts.append([before, *(before + answer for answer in answers)])
     ids = iter(encoder(tokenizer)([text for of_row in texts for text in of_row]) if texts else [])
     found = []
     for of_row in texts:

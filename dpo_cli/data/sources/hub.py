@@ -13,7 +13,8 @@ from dpo_cli.data.sources.row import Place, Row, Source, first_line
 from dpo_cli.data.sources.splits import Part, parse_split
 from dpo_cli.errors import DataError, DpoError
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""The full hash of one, which a hub can't give another content."""
 _TIMEOUT = 30.0
 """Seconds to wait for the hub to say which commit a branch is at."""
 T = TypeVar("T")
@@ -30,12 +31,12 @@ def hub_source(place: Place, name: str) -> Source:
     parts = parse_split(place.split, name)
     commit = _commit(place, name)
     identity = {"hub": place.path, "subset": place.subset, "commit": commit, "split": [str(part) for part in parts]}
-    return Source(name, identity, partial(_rows, place, commit, parts, name))
+    return Source(name, identity, partial(_rows, place, commit, parts, name), commit=commit)
 
 
 def _commit(place: Place, name: str) -> str:
     """The commit a revision is at, or was at when the hub last answered."""
-    if place.revision and _COMMIT.fullmatch(place.revision):
+    if place.revision and COMMIT.fullmatch(place.revision):
         return place.revision
     try:
         return _asked_commit(place) or _known_commit(place)

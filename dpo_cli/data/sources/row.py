@@ -47,6 +47,8 @@ class Source:
     """Reads from the start, each time it is called, in bounded memory. Raises DataError where a file is damaged."""
     total: int | None = None
     """How many rows, where that is known before reading; for progress."""
+    commit: str | None = None
+    """Of a hub data set, what its revision is at."""
 
 
 def kind(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,13 +14,14 @@ from helpers.tokenizers import quickstart, unigram, unsplit
 from transformers import PreTrainedTokenizerBase
 
 import dpo_cli.data.pool
-from dpo_cli.data.audit import NAMES, audit
+from dpo_cli.data.audit import NAMES, again, audit
 from dpo_cli.data.audit.facts import facts_of
 from dpo_cli.data.audit.findings import findings
 from dpo_cli.data.audit.result import Result
 from dpo_cli.data.audit.scripts import main_script, mixed, scripts
 from dpo_cli.data.audit.side import Measured, histogram, wilson
 from dpo_cli.data.build import Recipe
+from dpo_cli.data.encode import encoder
 from dpo_cli.data.formats import Reading
 from dpo_cli.data.load import Loader, Part, load_data
 from dpo_cli.data.render import Rendered, Span
@@ -241,6 +242,27 @@ def test_other_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(dpo_cli.data.pool, "ALONE", 1)
     together, _ = look(train, 0.2, loader=loader_of(train, workers=2))
     assert together == alone
+
+
+def test_tokens_across_are_looked_for_near_the_answer_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of megabytes would be tokenised once more for each answer."""
+    seen: list[int] = []
+
+    def watched(tokenizer: Any) -> Any:
+        encode = encoder(tokenizer)
+
+        def watching(texts: Sequence[str]) -> list[list[int]]:
+            seen.extend(map(len, texts))
+            return encode(texts)
+
+        return watching
+
+    monkeypatch.setattr(again, "encoder", watched)
+    rows = [{"prompt": f"{'word ' * 2000}Say hel", "chosen": f"lo {'and ' * 2000}", "rejected": "no"}]
+    train = part(tmp_path, rows, encoding={"text": "plain"})
+    result, _ = look(train, loader=loader_of(train, unsplit()))
+    assert "boundary-merges" in names(result)
+    assert max(seen) == 2 * again._NEAR
 
 
 def test_rows_that_the_cut_leaves_nothing_of() -> None:
