@@ -173,10 +173,10 @@ def runs(out: Path, several: list[case.Run]) -> None:
             step = case.step(update, distributed.data_ranks(), share=run.share)
             noise = engine._module.noise
             if noise is None:
-                norm, state = train_step(engine, step, objective, lr, sums, state)
+                _, norm, state = train_step(engine, step, objective, lr, sums, state)
             else:
                 with noise.of(update):
-                    norm, state = train_step(engine, step, objective, lr, sums, state)
+                    _, norm, state = train_step(engine, step, objective, lr, sums, state)
             means = sums.means(distributed.sums)
             curve.append([means["loss"], norm, means["logps/chosen"]])
         weights = dict(engine.weights())
