@@ -313,14 +313,15 @@ def _targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> list[str]:
 def _unsupported(settings: Mapping[str, Any]) -> str:
     """Why training can't go on from an adapter; empty if it can."""
     if settings.get("peft_type") != "LORA":
-        return f"is of type {settings.get('peft_type')}"
+        return f"is of another type ({_shown('peft_type', settings.get('peft_type'))})"
     if settings.get("bias", "none") != "none":
-        return f"has biases (bias={settings['bias']})"
+        return f"has biases ({_shown('bias', settings['bias'])})"
     for key in ("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters", "lora_bias"):
         if settings.get(key):
             return f"has {key}"
     if settings.get("init_lora_weights", True) not in (True, False, "gaussian", "eva", "orthogonal"):
-        return f"changes its base model as well (init_lora_weights={settings['init_lora_weights']})"
+        shown = _shown("init_lora_weights", settings["init_lora_weights"])
+        return f"changes its base model as well ({shown})"
     other = ("alora_invocation_tokens", "arrow_config", "velora_config", "monteclora_config", "use_bdlora")
     return next((f"has {key}" for key in other if settings.get(key)), "")
 

@@ -189,7 +189,10 @@ def test_modules_are_named_by_the_end_of_their_names() -> None:
     ("settings", "word"),
     [
         ({"peft_type": "IA3"}, "IA3"),
-        ({"bias": "all"}, "bias=all"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"peft_type": 5000 * "x"}, "of another type"),
+        ({"bias": 5000 * "x"}, "has biases"),
+        ({"init_lora_weights": {"a": 5000 * "x"}}, "changes its base model"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"r": 5}, "does not fit"),
@@ -208,8 +211,9 @@ def test_adapters_that_can_not_be_gone_on_with(settings: dict, word: str, tmp_pa
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
     model = build(FAMILIES["llama"](), "eager", torch.float32)
-    with pytest.raises(DpoError, match=word):
+    with pytest.raises(DpoError, match=word) as raised:
         load_adapter(model, ModelFiles("base", adapter=str(folder)), seed=0)
+    assert len(str(raised.value)) < 1000
 
 
 @pytest.mark.parametrize(
