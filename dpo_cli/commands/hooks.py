@@ -249,7 +249,7 @@ class RunHooks:
             )
         self._measure(step, {f"eval/{name}": value for name, value in metrics.items()})
         self.console.say(
-            f"held out after {step} updates: "
+            f"held out after {step} update{'s' * (step != 1)}: "
             + ", ".join(f"{label} {metrics[name]:.4f}" for name, label in _SAID.items() if name in metrics)
         )
         if not math.isfinite(metrics["loss"]):

@@ -63,8 +63,9 @@ def show_outcome(console: Console, run_dir: Path, record: Mapping[str, Any]) -> 
         console.table(table)
     speed = f"{final['pairs_per_second']:.3g} pairs/s"
     mfu = f", mfu {final['mfu']:.2f}" if "mfu" in final else ""
+    updates = record["updates"]
     console.result(
-        f"{record['updates']} updates in {record['seconds']:.0f} s ({speed}{mfu} in the last), "
+        f"{updates} update{'s' * (updates != 1)} in {record['seconds']:.0f} s ({speed}{mfu} in the last), "
         f"peak memory {final['memory/rss_gib']:.1f} GiB"
     )
     files = [name for name in ("metrics.jsonl", "samples.jsonl", "run.json") if (run_dir / name).exists()]

@@ -406,8 +406,8 @@ class _Run:
         if shared_by > 1:
             processes += f", {shared_by} to a row"
         self.console.say(
-            f"training: {len(plan)} updates of {settings.batch_size} {self.loss.kind}{smaller}, {processes}, ZeRO "
-            f"{self._zero_stage()}, {budget} tokens a micro-batch"
+            f"training: {len(plan)} update{'s' * (len(plan) != 1)} of {settings.batch_size} {self.loss.kind}{smaller}, "
+            f"{processes}, ZeRO {self._zero_stage()}, {budget} tokens a micro-batch"
         )
         return plan
 

@@ -103,7 +103,7 @@ class Console:
 
         yield advance
         seconds = time.monotonic() - start
-        amount = f" {done} {unit}," if done else ""
+        amount = f" {done} {unit.removesuffix('s') if done == 1 else unit}," if done else ""
         self.say(f"{name}:{amount} {_duration(seconds)}")
 
 
