@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from dpo_cli.config import TrainConfig
 from dpo_cli.data.collate import collate
 from dpo_cli.data.load import fingerprint
 from dpo_cli.data.plan import Plan
+from dpo_cli.data.types import Group
 from dpo_cli.engine.engine import Engine
 from dpo_cli.engine.frozen import Frozen
 from dpo_cli.engine.offload import check_offload
@@ -47,12 +49,9 @@ from dpo_cli.tracking.trackers import Tracker, check_usable, finish
 from dpo_cli.training.checkpoint import Checkpoint
 from dpo_cli.training.checkpoint import folders as checkpoint_folders
 from dpo_cli.training.export import export, export_adapter
-from dpo_cli.training.guards import check_finite, check_zero_margin, zero_margin_gap
+from dpo_cli.training.guards import check_finite, check_zero_margin, drawn, zero_margin_gap
 from dpo_cli.training.loop import Rhythm, Window, Work, fit, memory
 from dpo_cli.whole_folder import leftovers, write_file
-
-_CHECKED_GROUPS = 4
-"""Rows on which the loss at the start is checked."""
 
 
 def run(config: TrainConfig) -> None:
@@ -256,7 +255,8 @@ class _Run:
         engine = self._engine(scorer, resumed, self._checkpointing(scorer, plan, room))
         if resumed is not None and config.reference.update_every is not None:
             reference.follow(resumed.reference().items(), 1.0)
-        self._check_start(engine, objective, must_be_zero=resumed is None and config.reference.path is None)
+        some = drawn(objective.groups, scorer.lengths, budget, config.seed)
+        self._check_start(engine, objective, some, must_be_zero=resumed is None and config.reference.path is None)
         hooks = RunHooks(
             config,
             self.run_dir,
@@ -331,7 +331,8 @@ class _Run:
 
     def _finish(self, hooks: RunHooks, updates: int, started: float) -> Samples | None:
         """After the last update: the model is written before anything that could still go wrong."""
-        check_finite(hooks.engine, hooks.objective.groups[:_CHECKED_GROUPS], hooks.objective)
+        some = drawn(hooks.objective.groups, hooks.scorer.lengths, hooks.token_budget, self.config.seed)
+        check_finite(hooks.engine, some, hooks.objective)
         hooks.evaluate(updates)
         hooks.honour_stop(updates)
         self._export(hooks, updates)
@@ -455,10 +456,10 @@ class _Run:
             engine.set_moments(resumed.moments(), resumed.state.step, engine(some).sum() * 0.0)
         return engine
 
-    def _check_start(self, engine: Engine, objective: Objective, *, must_be_zero: bool) -> None:
+    def _check_start(self, engine: Engine, objective: Objective, some: Sequence[Group], *, must_be_zero: bool) -> None:
         if objective.reference is None:
             return  # there is no policy = reference to be at
-        gap, noise = zero_margin_gap(engine, objective.groups[:_CHECKED_GROUPS], objective)
+        gap, noise = zero_margin_gap(engine, some, objective)
         self.record.update(zero_margin={"gap": gap, "noise": noise})
         self.console.say(check_zero_margin(gap, noise, must_be_zero=must_be_zero))
 

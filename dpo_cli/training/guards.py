@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from dpo_cli.engine.engine import Engine
 from dpo_cli.errors import NumericsError
 from dpo_cli.losses import AnswerLogps
 from dpo_cli.objective import Objective
+
+_DRAWN = 8
 
 
 class Spikes:
@@ -43,6 +47,20 @@ class Spikes:
                 )
         self._recent.append(loss)
         return text
+
+
+def drawn(groups: Sequence[Group], lengths: Callable[[Group], int], budget: int, seed: int) -> list[Group]:
+    """Up to 8 groups to be checked, from all over the rows: stored log-probs may be wrong of any of them.
+
+    Args:
+        groups: all.
+        lengths: tokens of one in a micro-batch.
+        budget: tokens of all, of which no more are drawn than fit, but one at least.
+        seed: of the draw.
+    """
+    found = [groups[int(number)] for number in np.random.default_rng(seed).permutation(len(groups))[:_DRAWN]]
+    fit = sum(total <= budget for total in accumulate(map(lengths, found)))
+    return found[: max(1, fit)]
 
 
 def zero_margin_gap(engine: Engine, groups: Sequence[Group], objective: Objective) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
 from helpers import forks
-from helpers.runs import Place, record
+from helpers.runs import Place, make_rows, record, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -95,3 +97,23 @@ def test_no_byte_holds_a_secret(watched: Watched) -> None:
     started = [said for event, *said in watched.heard if event in ("subprocess.Popen", "os.exec", "os.posix_spawn")]
     assert started  # wandb's own process, at least
     assert not [name for name, value in SECRETS.items() if value in json.dumps(started)]
+
+
+@pytest.mark.parametrize("wrong", [0, 7])
+def test_stored_log_probs_that_are_not_the_models_are_found_whichever_row_they_are_of(
+    place: Place, tmp_path: Path, wrong: int
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", make_rows(8))
+    changes = {"data.path": rows, "data.eval": None, "train.max_steps": 1, "train.eval_every": None}
+    place.run(tmp_path / "right", changes, cache=tmp_path / "cache")
+    [chunk] = (tmp_path / "cache").glob("reference/*/chunk-*")
+    tensors = safetensors.numpy.load_file(chunk)
+    answers = len(tensors["ends"])
+    place_of = range(answers)[wrong * answers // 8]
+    tensors["logps"][tensors["ends"][place_of] - 1] -= 0.5
+    data = safetensors.numpy.save(tensors)
+    chunk.unlink()
+    chunk.with_name(f"chunk-{hashlib.sha256(data).hexdigest()}.safetensors").write_bytes(data)
+    ended = place.try_run(tmp_path / "wrong", changes, cache=tmp_path / "cache")
+    assert ended.code == 76, ended.err
+    assert "off its value at zero margin" in ended.err.splitlines()[-1]

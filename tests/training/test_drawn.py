@@ -1,0 +1,38 @@
+"""Which rows a run is checked on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dpo_cli.data.types import Group
+from dpo_cli.training.guards import drawn
+
+GROUPS = [
+    Group(np.arange(3, dtype=np.int32), (np.arange(length, dtype=np.int32),), (), f"row {length}")
+    for length in range(1, 101)
+]
+
+
+def length(group: Group) -> int:
+    return len(group.answers[0])
+
+
+def test_rows_come_from_all_over_and_are_others_for_another_seed() -> None:
+    draws = [[group.source for group in drawn(GROUPS, length, 10**6, seed)] for seed in (*range(60), 0)]
+    assert len({source for sources in draws for source in sources}) > 95
+    assert draws[0] == draws[-1] != draws[1]
+
+
+def test_no_row_is_drawn_twice_nor_more_than_there_are() -> None:
+    assert len({group.source for group in drawn(GROUPS, length, 10**6, 0)}) == 8
+    assert sorted(map(length, drawn(GROUPS[:3], length, 10**6, 0))) == [1, 2, 3]
+
+
+def test_no_more_than_fit_a_micro_batch_but_one_at_least() -> None:
+    for seed in range(20):
+        some = drawn(GROUPS, length, 150, seed)
+        every = drawn(GROUPS, length, 10**6, seed)
+        assert some == every[: len(some)]
+        assert sum(map(length, some)) <= 150
+        assert len(some) == 8 or sum(map(length, every[: len(some) + 1])) > 150
+        assert drawn(GROUPS, length, 0, seed) == every[:1]
