@@ -34,6 +34,7 @@ from dpo_cli.config import (
     PrecomputeConfig,
     ScoreConfig,
     TrainConfig,
+    filled,
     read_config,
 )
 from dpo_cli.config_folder import config_folder
@@ -335,13 +336,13 @@ def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         raise DpoError(f"run={run} is not a run folder: there is no {file}")
     ran = _run_config(file)
     for section in ("model", "data", "loss", "reference"):
-        values[section] = ran[section]
+        values[section] = filled(ran[section], values[section])
     if "eval" in values:
         kept = {name: value for name, value in ran["eval"].items() if name not in ("tasks", "shots", "task_limit")}
-        values["eval"] = {**values["eval"], **kept}  # a run of an older version has fewer keys
+        values["eval"] = filled(kept, values["eval"])
         # How the run was launched says nothing of where this is wanted; only this machine's processes are taken over.
         if ran["launch"]["name"] == "local" and values["launch"]["name"] == "local":
-            values["launch"] = ran["launch"]
+            values["launch"] = filled(ran["launch"], values["launch"])
     values["seed"] = ran["seed"]
     values["precision"] = read(Path(str(run))).get("precision", ran["train"]["precision"])  # what `auto` came to
     values["tokens_per_micro_batch"] = ran["train"]["tokens_per_micro_batch"]

@@ -247,6 +247,18 @@ def read_config(tree: dict[str, Any], schema: type[Config], files: Sequence[Path
     return config
 
 
+def filled(ran: Any, now: Any) -> Any:
+    """A section of a run's configuration, with what a run of an older version did not know yet as it is now.
+
+    Args:
+        ran: of the run.
+        now: the same section today; what it says of another choice (a ``name`` that differs) fills nothing.
+    """
+    if not (isinstance(ran, dict) and isinstance(now, dict)) or ran.get("name") != now.get("name"):
+        return ran
+    return now | {key: filled(value, now.get(key)) for key, value in ran.items()}
+
+
 def valid_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     """Every full key of a schema, such as ``loss.beta``; of a section with alternatives those of all of them."""
     keys = []

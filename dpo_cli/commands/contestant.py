@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from dpo_cli.config import EvaluateConfig, TrainConfig, read_config
+from dpo_cli.config import EvaluateConfig, filled, read_config
 from dpo_cli.config_adapters import NoAdapterConfig
 from dpo_cli.errors import DpoError
 from dpo_cli.reporting.runs import read_config_file
@@ -26,16 +26,9 @@ def other_model(config: EvaluateConfig) -> EvaluateConfig:
         ran = OmegaConf.to_container(OmegaConf.load(file)) if read_config_file(file) else None
         if not isinstance(ran, dict):
             raise DpoError(f"{file} is not a configuration")
-        given = read_config({str(key): value for key, value in ran.items()}, TrainConfig, [file])
-        return config.model_copy(
-            update={
-                "run": against,
-                "step": None,
-                "model": given.model,
-                "loss": given.loss,
-                "reference": given.reference,
-            }
-        )
+        own = config.model_dump(mode="json")
+        given = {section: filled(ran.get(section), own[section]) for section in ("model", "loss", "reference")}
+        return read_config({**own, **given, "run": against, "step": None}, EvaluateConfig, [file])
     reference = config.reference.path
     if reference is None and config.run is not None:
         reference = config.model.path

@@ -16,6 +16,7 @@ from helpers.runs import write_rows
 from test_config import tree_of
 
 from dpo_cli.cli import files_as_overrides
+from dpo_cli.commands.contestant import other_model
 from dpo_cli.commands.evaluate import check_parts
 from dpo_cli.commands.evaluate_name import evaluation_name
 from dpo_cli.commands.evaluate_view import into_card
@@ -205,3 +206,25 @@ def test_a_judge_or_harness_that_is_missing_is_said_before_anything_is_loaded(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(DpoError, match=r"eval.tasks needs lm-evaluation-harness"):
         check_parts(composed("eval", [*given, "eval=harness"]))
+
+
+@pytest.mark.parametrize("loss", ["dpo", "simpo"])
+def test_a_run_of_an_older_version_is_taken_as_it_was_with_what_it_did_not_know_as_today(
+    loss: str, tmp_path: Path
+) -> None:
+    words = ["model.path=m", "data.path=rows.jsonl", "data.eval=held-out.jsonl", f"loss={loss}", "loss.beta=3"]
+    words += ["model/adapter=lora", "data.max_length=77", "reference.cache_dir=elsewhere"]
+    ran = composed("train", words).model_dump(mode="json")
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(ran))
+    today = composed("eval", [f"run={tmp_path}"])
+    other = other_model(composed("eval", ["model.path=a", "data.path=b.jsonl", f"against={tmp_path}"]))
+    del ran["reference"]["revision"], ran["data"]["revision"], ran["eval"]["max_new_tokens"]
+    del ran["strict_revision"], ran["engine"]["sequence_parallel"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(ran))
+    assert composed("eval", [f"run={tmp_path}"]) == today
+    assert (today.loss.name, today.loss.beta, today.data.max_length) == (loss, 3.0, 77)
+    again = other_model(composed("eval", ["model.path=a", "data.path=b.jsonl", f"against={tmp_path}"]))
+    assert again == other
+    assert (again.loss, again.model, again.reference) == (today.loss, today.model, today.reference)
+    assert again.data.path == "b.jsonl"
