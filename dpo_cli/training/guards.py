@@ -19,7 +19,8 @@ from dpo_cli.errors import NumericsError
 from dpo_cli.losses import AnswerLogps
 from dpo_cli.objective import Objective
 
-_DRAWN = 8
+_LEAST, _MOST = 4, 8
+"""Groups that a run is checked on."""
 
 
 class Spikes:
@@ -50,17 +51,17 @@ class Spikes:
 
 
 def drawn(groups: Sequence[Group], lengths: Callable[[Group], int], budget: int, seed: int) -> list[Group]:
-    """Up to 8 groups to be checked, from all over the rows: stored log-probs may be wrong of any of them.
+    """From 4 to 8 groups to be checked, from all over the rows: stored log-probs may be wrong of any of them.
 
     Args:
         groups: all.
         lengths: tokens of one in a micro-batch.
-        budget: tokens of all, of which no more are drawn than fit, but one at least.
+        budget: tokens of all; above 4, no more are drawn than fit.
         seed: of the draw.
     """
-    found = [groups[int(number)] for number in np.random.default_rng(seed).permutation(len(groups))[:_DRAWN]]
+    found = [groups[int(number)] for number in np.random.default_rng(seed).permutation(len(groups))[:_MOST]]
     fit = sum(total <= budget for total in accumulate(map(lengths, found)))
-    return found[: max(1, fit)]
+    return found[: max(_LEAST, fit)]
 
 
 def zero_margin_gap(engine: Engine, groups: Sequence[Group], objective: Objective) -> tuple[float, float]:

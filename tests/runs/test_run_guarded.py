@@ -105,6 +105,7 @@ def test_stored_log_probs_that_are_not_the_models_are_found_whichever_row_they_a
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", make_rows(8))
     changes = {"data.path": rows, "data.eval": None, "train.max_steps": 1, "train.eval_every": None}
+    changes["train.tokens_per_micro_batch"] = 4096  # all eight are looked at
     place.run(tmp_path / "right", changes, cache=tmp_path / "cache")
     [chunk] = (tmp_path / "cache").glob("reference/*/chunk-*")
     tensors = safetensors.numpy.load_file(chunk)
