@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -76,9 +76,10 @@ def fill(
         store.refresh()
         if rank() == 0 and (unfinished := store.clean_up(shard)):
             warn(f"removed {unfinished} unfinished chunk{'s' * (unfinished > 1)} of a killed process in {store.folder}")
-        parts = distinct(groups)
-        missing: list[int] = from_first(store.missing(parts))
+        missing: list[int] = from_first(store.missing(groups))
+        parts: dict[int, Group] = {}
         if missing:
+            parts = distinct(groups)  # of which these are some, as each is the first that has what is missing
             policy = load()
             policy.eval()
             began = time.perf_counter()
@@ -115,12 +116,13 @@ def _check_finite(groups: Sequence[Group], logps: Sequence[Sequence[Logps]]) -> 
 
 
 def _micro_batches(
-    groups: Sequence[Group], missing: AbstractSet[int], policy: Policy, token_budget: int
+    groups: Mapping[int, Group], missing: AbstractSet[int], policy: Policy, token_budget: int
 ) -> list[list[Group]]:
     """What is missing, packed in portions of all groups: what is done already doesn't shift the portions."""
     found: list[list[Group]] = []
-    for start in range(0, len(groups), _GROUPS_PACKED_AT_ONCE):
-        portion = [groups[i] for i in range(start, min(start + _GROUPS_PACKED_AT_ONCE, len(groups))) if i in missing]
+    indices = [*groups]
+    for start in range(0, len(indices), _GROUPS_PACKED_AT_ONCE):
+        portion = [groups[i] for i in indices[start : start + _GROUPS_PACKED_AT_ONCE] if i in missing]
         lengths = [flat_length(group, share=policy.groups) for group in portion]
         packs = pack(range(len(portion)), lengths, token_budget, padded=not policy.groups)
         found += [[portion[member] for member in members] for members in packs]

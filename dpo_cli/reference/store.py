@@ -42,18 +42,18 @@ def answer_key(prompt_ids: Tokens, answer: Tokens) -> bytes:
     return digest.digest()
 
 
-def distinct(groups: Sequence[Group]) -> list[Group]:
-    """Every answer once: each group with those of its answers that no group before it has, if there are any."""
+def distinct(groups: Sequence[Group]) -> dict[int, Group]:
+    """Every answer once: by index, each group with those of its answers that no group before it has, if any."""
     seen: set[bytes] = set()
-    found = []
-    for group in groups:
+    found = {}
+    for index, group in enumerate(groups):
         new = []
         for answer in group.answers:
             if (key := answer_key(group.prompt_ids, answer)) not in seen:
                 seen.add(key)
                 new.append(answer)
         if new:
-            found.append(Group(group.prompt_ids, tuple(new), (), group.source))
+            found[index] = Group(group.prompt_ids, tuple(new), (), group.source)
     return found
 
 

@@ -70,16 +70,17 @@ def stored(folder: Path, groups: Sequence[Group]) -> bytes:
 def test_every_answer_comes_once() -> None:
     groups = make_groups(200)
     every = {(g.prompt_ids.tobytes(), a.tobytes()) for g in groups for a in g.answers}
-    once = [(g.prompt_ids.tobytes(), a.tobytes()) for g in distinct(groups) for a in g.answers]
+    once = [(g.prompt_ids.tobytes(), a.tobytes()) for g in distinct(groups).values() for a in g.answers]
     assert len(once) == len(every) < sum(len(g.answers) for g in groups)
     assert set(once) == every
-    assert distinct(distinct(groups)) == distinct(groups)
+    found = [*distinct(groups).values()]
+    assert [*distinct(found).values()] == found
 
 
 def test_tokens_are_counted_once(tmp_path: Path) -> None:
     groups = make_groups(50)
     total = sum(len(a) for g in groups for a in g.answers)
-    computed = sum(len(a) for g in distinct(groups) for a in g.answers)
+    computed = sum(len(a) for g in distinct(groups).values() for a in g.answers)
     assert run(tmp_path, groups, Touchy()) == ReferenceCounts(computed, total - computed)
     assert run(tmp_path, groups, Touchy()) == ReferenceCounts(0, total)
 
@@ -108,7 +109,7 @@ def test_the_number_of_ranks_changes_no_bit(tmp_path: Path, monkeypatch) -> None
     monkeypatch.setattr(compute, "world_size", lambda: 3)
     monkeypatch.setattr(compute, "data_ranks", lambda: 3)
     monkeypatch.setattr(compute, "wait_for_all", lambda: None)
-    monkeypatch.setattr(compute, "from_first", lambda _: [*range(len(distinct(groups)))])
+    monkeypatch.setattr(compute, "from_first", lambda _: [*distinct(groups)])
     for rank in (2, 0, 1):
         monkeypatch.setattr(compute, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(compute, "data_rank", lambda rank=rank: rank)
@@ -126,8 +127,8 @@ def test_other_rows_leave_what_is_known_as_it_is(tmp_path: Path) -> None:
     before = stored(tmp_path, first)
     model = Touchy()
     counts = run(tmp_path, both, model)
-    assert counts.tokens_computed == sum(len(a) for g in distinct(both) for a in g.answers) - sum(
-        len(a) for g in distinct(first) for a in g.answers
+    assert counts.tokens_computed == sum(len(a) for g in distinct(both).values() for a in g.answers) - sum(
+        len(a) for g in distinct(first).values() for a in g.answers
     )
     assert stored(tmp_path, first) == before
 
@@ -137,7 +138,7 @@ def test_ranks_that_share_weights_look_equally_often(tmp_path: Path, monkeypatch
     monkeypatch.setattr(compute, "world_size", lambda: 4)
     monkeypatch.setattr(compute, "data_ranks", lambda: 4)
     monkeypatch.setattr(compute, "wait_for_all", lambda: None)
-    monkeypatch.setattr(compute, "from_first", lambda _: [*range(len(distinct(groups)))])
+    monkeypatch.setattr(compute, "from_first", lambda _: [*distinct(groups)])
     looks = []
     for rank in range(4):
         monkeypatch.setattr(compute, "rank", lambda rank=rank: rank)
