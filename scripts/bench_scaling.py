@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How seconds and memory grow with the batch, the lengths, the answers per prompt, the vocabulary and the model.
 
-    python scripts/bench_scaling.py --plots docs/img
+    python scripts/bench_scaling.py --page docs/scaling.md
 
 One axis at a time is varied, the others stay at a base. Each point is a process of its own: a Llama with random
 weights, random tokens, the reference pass and the update that `dpo train` makes, each once to warm up and then the best
@@ -20,12 +20,13 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dpo_cli.allocator import bound_kernel_caches, keep_freed_memory
@@ -42,6 +43,7 @@ import psutil
 import torch
 import transformers
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -379,8 +381,8 @@ def describe_machine() -> dict[str, Any]:
 # -- for people
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """All of it as tables."""
+def markdown(report: dict[str, Any], pictures: Mapping[str, str] = MappingProxyType({})) -> str:
+    """All of it as tables, under plots by axis where there are any."""
     machine, base = report["machine"], report["base"]
     peaks = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {precision}" for precision, peak in report["peak_flops"].items())
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -394,7 +396,9 @@ def markdown(report: dict[str, Any]) -> str:
         "machine's peak that the necessary work makes of it). Memory: peak of the process (by the formula). A ~ is "
         "expected and not measured: as far above the formula as the last measured point.",
     ]
-    for axis in report["axes"].values():
+    for name, axis in report["axes"].items():
+        if name in pictures:
+            lines += ["", f"![{axis['title']}]({pictures[name]})"]
         heads = [axis["title"], "format", "tokens", "update, s", "reference pass, s", "memory, GiB"]
         lines += ["", f"| {' | '.join(heads)} |", "|---:|---|---:|---:|---:|---:|"]
         lines += [f"| {' | '.join(_cells(point))} |" for point in axis["points"]]
@@ -415,7 +419,7 @@ def _cells(point: dict[str, Any]) -> list[str]:
 
 def plot(axis: dict[str, Any], file: Path) -> None:
     """Dots: measured. Lines: the formulas, of seconds at the machine's peak; dashed: what to expect."""
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
     panels = figure.subplots(1, 3)
     precisions = dict.fromkeys(point["precision"] for point in axis["points"])
     for color, precision in zip(("tab:blue", "tab:orange"), precisions, strict=False):
@@ -423,22 +427,40 @@ def plot(axis: dict[str, Any], file: Path) -> None:
         for panel, part in zip(panels, PARTS, strict=False):
             name, title = f"{part}_seconds", PARTS[part]
             _draw(panel, line, name, color, f"{precision}, measured", "o", unit=1)
-            _draw(panel, line, f"{name}_at_peak", color, f"{precision}, necessary work at the peak", "-", unit=1)
-            _draw(panel, line, f"{name}_expected", color, f"{precision}, as far above it as the last", "--", unit=1)
+            _draw(panel, line, f"{name}_at_peak", color, f"{precision}, by the formula", "-", unit=1)
+            _draw(panel, line, f"{name}_expected", color, f"{precision}, expected", "--", unit=1)
             panel.set_title(f"{title}, seconds")
         _draw(panels[2], line, "peak_memory", color, f"{precision}, measured", "o", unit=2**30)
-        _draw(panels[2], line, "memory_by_formula", color, f"{precision}, formula", "-", unit=2**30)
-        _draw(panels[2], line, "memory_expected", color, f"{precision}, as far above it as the last", "--", unit=2**30)
+        _draw(panels[2], line, "memory_by_formula", color, f"{precision}, by the formula", "-", unit=2**30)
+        _draw(panels[2], line, "memory_expected", color, f"{precision}, expected", "--", unit=2**30)
         panels[2].set_title("memory, GiB")
     for panel in panels:
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_xlabel(axis["title"])
+        panel.set_xticks(*_ticks([point["value"] for point in axis["points"]]))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "dpo", "svg.fonttype": "none"}):
         figure.savefig(file, metadata={"Date": None})
+
+
+def _ticks(values: Sequence[int]) -> tuple[list[int], list[str]]:
+    """A tick at every other point, from the first on, with what it is called."""
+    places = sorted(set(values))[::2]
+    return places, [_short(value) for value in places]
+
+
+def _short(value: int) -> str:
+    for unit, letter in ((1e9, "B"), (1e6, "M")):
+        if value >= unit:
+            return f"{value / unit:.2g}{letter}"
+    return f"{value:,}"
 
 
 def _draw(panel: Any, line: Sequence[dict[str, Any]], name: str, color: str, label: str, style: str, unit: int) -> None:
@@ -451,9 +473,9 @@ def main() -> None:
     parser.add_argument("--axis", default=",".join(AXES), help=f"which, with commas between; of {', '.join(AXES)}")
     parser.add_argument("--precision", default="fp32,bf16", help="fp32, bf16 or both")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help="folder for scaling.json and scaling.md")
-    parser.add_argument("--plots", type=Path, help="folder for scaling-AXIS.svg; none are made without")
+    parser.add_argument("--page", type=Path, help="tables with plots, which go into img/ beside it")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
-    parser.add_argument("--read", type=Path, help="tables and plots of an earlier scaling.json; nothing is measured")
+    parser.add_argument("--read", type=Path, help="tables and page of an earlier scaling.json; nothing is measured")
     options = parser.parse_args()
     names, precisions = options.axis.split(","), options.precision.split(",")
     for word, known in [*((name, AXES) for name in names), *((name, ("fp32", "bf16")) for name in precisions)]:
@@ -468,9 +490,11 @@ def main() -> None:
     (options.out / "scaling.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (options.out / "scaling.md").write_text(markdown(report), encoding="utf-8")
     print(markdown(report), end="")
-    for name, axis in report["axes"].items():
-        if options.plots:
-            plot(axis, options.plots / f"scaling-{name}.svg")
+    if options.page:
+        pictures = {name: f"img/scaling-{name}.svg" for name in report["axes"]}
+        for name, file in pictures.items():
+            plot(report["axes"][name], options.page.parent / file)
+        options.page.write_text(f"# How cost grows\n\n{markdown(report, pictures)}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_the_base_is_on_every_axis_and_the_model_axis_is_as_large_as_it_says(ben
 
 @pytest.mark.slow
 def test_it_measures_predicts_and_draws(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--quick", "--axis", "pairs,model", "--out", str(tmp_path), "--plots", str(tmp_path / "img")]
+    words = ["--quick", "--axis", "pairs,model", "--out", str(tmp_path), "--page", str(tmp_path / "page.md")]
     ended = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     report = json.loads((tmp_path / "scaling.json").read_text())
@@ -58,6 +59,11 @@ def test_it_measures_predicts_and_draws(bench: ModuleType, tmp_path: Path, monke
             assert point["peak_memory"] > point["memory_before"] > 0
     assert {path.name for path in (tmp_path / "img").iterdir()} == {"scaling-pairs.svg", "scaling-model.svg"}
     assert ended.stdout == (tmp_path / "scaling.md").read_text()
+    page = (tmp_path / "page.md").read_text()
+    assert re.findall(r"!\[(.*)\]\((.*)\)\n\n\| (.*?) \|", page) == [
+        (axis["title"], f"img/scaling-{name}.svg", axis["title"]) for name, axis in report["axes"].items()
+    ]
+    assert re.sub(r"^(# How cost grows|!.*)\n\n", "", page, flags=re.MULTILINE) == ended.stdout
     argv = ["bench_scaling.py", "--read", str(tmp_path / "scaling.json"), "--out", str(tmp_path / "again")]
     monkeypatch.setattr(sys, "argv", argv)
     bench.main()
