@@ -133,6 +133,8 @@ class TrainSection(Section):
     keep_best: str | None
     stop: StopConfig
     on_failed_save: Literal["continue", "stop"]
+    nonfinite_limit: PositiveInt
+    on_spike: Literal["alert", "rollback"]
 
 
 class TrainConfig(Section):
@@ -153,6 +155,7 @@ class TrainConfig(Section):
     strict_revision: bool
     run_dir: str | None
     resume: str
+    resume_force: list[str]
 
 
 class PrecomputeConfig(TrainConfig):

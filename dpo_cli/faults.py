@@ -51,7 +51,9 @@ ACTIONS = {
     "enospc": "the disk is full",
     "nan": "log-probs are no numbers (micro-batch only)",
     "nan-gradient": "log-probs are numbers, and their gradients are not (micro-batch only)",
+    "spike": "log-probs are -100 times what they are (micro-batch only)",
 }
+_OF_NUMBERS = ("nan", "nan-gradient", "spike")
 
 
 @dataclass
@@ -85,7 +87,7 @@ def parse(text: str) -> Fault:
     for given, known, what in ((point, POINTS, "point"), (action, ACTIONS, "action")):
         if given not in known:
             raise DpoError(f"{VARIABLE}={text}: there is no {what} {given}; expected one of {', '.join(known)}")
-    if action.startswith("nan") and point != "micro-batch":
+    if action in _OF_NUMBERS and point != "micro-batch":
         raise DpoError(f"{VARIABLE}={text}: only a micro-batch can have {action}")
     return Fault(point, number, int(rank or 0), action)
 
@@ -134,6 +136,8 @@ def spoiled(logps: Any, number: int) -> Any:
             return logps * float("nan")
         case "nan-gradient":
             return logps + (logps * 0.0).sqrt()  # 0, whose slope is 0 x infinity
+        case "spike":
+            return logps * -100.0
         case _:
             return logps
 

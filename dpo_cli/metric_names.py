@@ -8,12 +8,12 @@ REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/
 """Of every loss, over the comparisons that the rows make: also those of rankings and of judged pairs."""
 LOGPS = ("logps/chosen", "logps/rejected")
 _OF_UPDATES = (
-    *("grad_norm", "lr", "epoch", "pairs_per_second", "tokens_per_second", "mfu"),
+    *("grad_norm", "lr", "epoch", "passed_over", "pairs_per_second", "tokens_per_second", "mfu"),
     *("memory/rss_gib", "memory/gpu_gib"),
 )
 _LOWER_IS_BETTER = {
     *("loss", "kl", "kl_error", "kl_per_token", "perplexity", "grad_norm", "memory", "seconds", "ece", "brier"),
-    *("repetition", "unfinished"),
+    *("repetition", "unfinished", "passed_over"),
 }
 
 

@@ -40,7 +40,10 @@ from dpo_cli.run_folder import read
 from dpo_cli.sweep_view import Screen, State
 
 # Words of the command line that don't change what is run.
-_WITHOUT_EFFECT = ("run_dir=", "resume=", "tracker.", "launch", "sweep.parallel=", "sweep.trials=", "sweep.report=")
+_WITHOUT_EFFECT = (
+    *("run_dir=", "resume=", "resume_force=", "tracker.", "launch"),
+    *("sweep.parallel=", "sweep.trials=", "sweep.report="),
+)
 _WITHOUT_EFFECT_ON_GRIDS = ("sweep.metric=", "sweep.direction=")
 _SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -437,7 +440,7 @@ def _settings(run_dir: Path) -> dict[str, Any]:
 
 
 def _comparable(values: Mapping[Any, Any]) -> dict[str, Any]:
-    without_effect = ("run_dir", "resume", "tracker", "launch", "sweep")
+    without_effect = ("run_dir", "resume", "resume_force", "tracker", "launch", "sweep")
     return {str(key): value for key, value in values.items() if key not in without_effect}
 
 

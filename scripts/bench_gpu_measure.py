@@ -281,6 +281,7 @@ def updates(
         work=work,
         window=window,
         state={},
+        passed_over=(),
     )
     return hooks.metrics, time.perf_counter() - start
 

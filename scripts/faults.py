@@ -32,6 +32,8 @@ from helpers.trials import (  # noqa: E402
     ground,
     killed_at,
     killed_at_random,
+    passed_over_at,
+    rolled_back_at,
     stopped_at,
 )
 
@@ -90,16 +92,14 @@ def signals() -> Iterator[tuple[str, Trial]]:
                 f"one rank: {action}",
                 partial(ended_at, fault=f"{point}@1={action}", changes=HANG, code=70, says=says),
             )
+    for changes in ({}, TWO, {**TWO, "engine.zero_stage": 3}):
+        yield "a spike of the loss", partial(rolled_back_at, fault="micro-batch:115.1=spike", changes=changes)
     for stage in range(4):
         for action in ("nan", "nan-gradient"):
             yield (
                 f"one rank: {action}",
                 partial(
-                    ended_at,
-                    fault=f"micro-batch:5.1@1={action}",
-                    changes={**TWO, "engine.zero_stage": stage},
-                    code=76,
-                    says="this update was not made. Rows of the batch:",
+                    passed_over_at, fault=f"micro-batch:5.1@1={action}", changes={**TWO, "engine.zero_stage": stage}
                 ),
             )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,9 +15,10 @@ from dpo_cli.commands.public import without_signatures
 from dpo_cli.commands.report import append_samples
 from dpo_cli.commands.rows import Rows
 from dpo_cli.commands.sampling import sample_answers
+from dpo_cli.commands.saving import RolledBack, Saver
 from dpo_cli.config import TrainConfig
 from dpo_cli.engine.engine import Engine
-from dpo_cli.errors import CheckpointError, DpoError, NumericsError, Preempted, StorageError
+from dpo_cli.errors import DpoError, NumericsError, Preempted, StorageError
 from dpo_cli.evaluation import measures
 from dpo_cli.evaluation.alarms import of_preferences, of_sampling
 from dpo_cli.evaluation.intervals import Bootstrap
@@ -34,13 +33,14 @@ from dpo_cli.tracking import progress
 from dpo_cli.tracking.console import Console
 from dpo_cli.tracking.metrics_file import JsonLines
 from dpo_cli.tracking.trackers import Tracker, wandb_mode
-from dpo_cli.training import checkpoint
 from dpo_cli.training.checkpoint import Checkpoint, TrainingState
 from dpo_cli.training.early_stop import Limits, reached
 from dpo_cli.training.guards import Spikes
 from dpo_cli.training.loop import Window
 from dpo_cli.training.step import Update
 
+_SHOWN = 20
+"""Of the updates passed over, as many are described in ``run.json``."""
 _RESAMPLES = 200
 """For the intervals of alarms: enough to tell trouble from chance, at each evaluation."""
 
@@ -136,6 +136,8 @@ class RunHooks:
     window: Window
     """What happened since the newest line of metrics."""
     spikes: Spikes = field(default_factory=Spikes)
+    skipped: list[int] = field(default_factory=list)
+    """Updates that were passed over."""
     loss_state: LossState = field(default_factory=dict)
     """What the loss remembers."""
     best: dict[str, Any] = field(default_factory=dict)
@@ -154,8 +156,10 @@ class RunHooks:
     """Why the run ends early."""
     samples: Samples | None = None
     """The newest."""
-    saved: int | None = None
-    """The update after which the newest checkpoint in this run's folder was made."""
+    saver: Saver = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.saver = Saver(self.run_dir, self.engine, self.config.train.keep_last)
 
     @property
     def first(self) -> bool:
@@ -169,10 +173,41 @@ class RunHooks:
 
     def updated(self, step: int, update: Update) -> None:
         """After every update: its loss is looked at, the loss's state is kept for checkpoints, and a reference that
-        follows moves."""
+        follows moves.
+
+        Raises:
+            RolledBack: if that loss has the run go back.
+        """
         self.loss_state = update.state
-        if text := self.spikes.look(update.loss):
+        self._follow(step)
+        if text := distributed.from_first(self.spikes.look(update.loss)):
             self.alert(step, "loss-spike", text)
+            if self.config.train.on_spike == "rollback":
+                self._roll_back(step)
+
+    def passed_over(self, step: int, problem: str) -> None:
+        """After an update that could not be made.
+
+        Raises:
+            NumericsError: if it is one too many in a row.
+        """
+        self._follow(step)
+        self._pass_over([*self.skipped, step], step, problem)
+        limit = self.config.train.nonfinite_limit
+        if self.skipped[-limit:] == list(range(step - limit + 1, step + 1)):
+            in_a_row = f", as were the {limit - 1} before it" if limit > 1 else ""
+            raise NumericsError(f"update {step}: {problem}{in_a_row}. Lower optim.lr, or look at these rows")
+        self.console.warn(f"update {step} is passed over: {problem}")
+
+    def _pass_over(self, skipped: list[int], step: int, why: str) -> None:
+        """Note which updates are not made."""
+        self.skipped[:] = skipped
+        known = (self.record.values.get("passed_over") or {}).get("last", [])
+        last = [*known, {"step": step, "why": why}][-_SHOWN:]
+        self.record.update(passed_over={"count": len(skipped), "last": last})
+
+    def _follow(self, step: int) -> None:
+        """A reference that moves takes a step after the policy."""
         moves = self.config.reference
         if moves.update_every is not None and step % moves.update_every == 0:
             assert moves.update_mix is not None
@@ -185,9 +220,16 @@ class RunHooks:
             self.latest.update(values)
         found = [(done, values) for done, values in kept if any(_is_measured(name) for name in values)]
         self.measured = list(distributed.from_first(found))
-        alerts = [alert for alert in self.record.values.get("alerts") or [] if alert["step"] <= step]
-        self.record.values["alerts"] = alerts
+        self._forget_after(step)
         self._decide(step)
+
+    def _forget_after(self, step: int) -> None:
+        """Alerts, and updates passed over, that will come again."""
+        known = self.record.values
+        known["alerts"] = [alert for alert in known.get("alerts") or [] if alert["step"] <= step]
+        if "passed_over" in known:
+            last = [noted for noted in known["passed_over"]["last"] if noted["step"] <= step]
+            known["passed_over"] = {"count": len(self.skipped), "last": last}
 
     def track(self, step: int, metrics: Mapping[str, float]) -> None:
         """A line of metrics."""
@@ -227,7 +269,8 @@ class RunHooks:
         """A line of training metrics."""
         self.track(step, metrics)
         accuracy = metrics.get("rewards/accuracies")
-        note = f"loss {metrics['loss']:.4f}" + ("" if accuracy is None else f"  accuracy {accuracy:.2f}")
+        note = f"loss {metrics['loss']:.4f}" if "loss" in metrics else ""  # none if all were passed over
+        note += "" if accuracy is None else f"  accuracy {accuracy:.2f}"
         self.advance(step - self.logged, note)
         self.logged = step
 
@@ -306,57 +349,42 @@ class RunHooks:
         self.console.warn(f"{problem}; training goes on without it (train.on_failed_save)")
 
     def _save(self, step: int) -> str | None:
-        """Write a checkpoint, unless the newest is of this very state; returns why not, on all ranks alike."""
-        if step == self.saved:
-            return None
-        folder = self.run_dir / "checkpoints"
-        problem = distributed.from_first(self._lack_of_room(folder) if self.first else None)
-        if problem is None:
-            problem = distributed.from_first(self._write(step, folder))
-        if problem is not None:
-            return f"the checkpoint of update {step} could not be written ({problem}); earlier ones are as they were"
-        self.saved = step
-        return None
-
-    def _lack_of_room(self, folder: Path) -> str | None:
-        """Seen before anything is gathered: the next checkpoint takes about what the newest does."""
-        newest = checkpoint.folders(folder)[-1:]
-        needed = int(1.2 * checkpoint.bytes_of(newest[0])) if newest else self.engine.bytes_of_weights()
-        free = shutil.disk_usage(self.run_dir).free
-        return None if free >= needed else f"it needs {needed:,} bytes, and {free:,} are free in {self.run_dir}"
-
-    def _write(self, step: int, folder: Path) -> str | None:
+        """A checkpoint; returns why it could not be written, on all ranks alike."""
         if self.file is not None:
             self.file.settle()  # a checkpoint's metrics are to be on the disk when it is
-        state = TrainingState(
+        moved = None if self.config.reference.update_every is None else self.reference.live
+        return self.saver.save(self._state(step), None if moved is None else moved.weights())
+
+    def _state(self, step: int) -> TrainingState:
+        """What the loop is doing after this update. All ranks must call it."""
+        return TrainingState(
             step,
             self.fingerprint,
             dict(self.settings),
             best=self.best,
             loss=self.loss_state,
             pending=distributed.sums(self.window.sums.values),
+            passed_over=self.skipped,
+            recent=self.spikes.recent,
         )
-        moved = None if self.config.reference.update_every is None else self.reference.live
-        try:
-            checkpoint.write(
-                folder,
-                state,
-                self.engine.weights(),
-                self.engine.moments(),
-                reference=None if moved is None else moved.weights(),
-                first=self.first,
-            )
-            if self.first:
-                keep_last, best_step = self.config.train.keep_last, self.best.get("step")
-                checkpoint.clean_up(folder, keep_last=keep_last, best_step=best_step, newest=step)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                return error.strerror or str(error)
-            free = shutil.disk_usage(self.run_dir).free
-            return f"{error.strerror}; {free:,} bytes are free in {self.run_dir}"
-        except CheckpointError as error:
-            return f"it is not what was written: {error}"
-        return None
+
+    def _roll_back(self, step: int) -> None:
+        """Have the run go on with the weights of its last checkpoint, if there is one.
+
+        Raises:
+            RolledBack: as that can only be done from outside the loop.
+        """
+        made, problems = self.saver.go_back(self._state(step))
+        for problem in problems:
+            self.console.warn(f"update {step}: {problem}")
+        if made is None:
+            self.console.warn(f"update {step}: training goes on without going back")
+            return
+        gone = sorted(set(made.state.passed_over) - set(self.skipped))
+        text = f"going on with the weights of update {gone[0] - 1}; updates {gone[0]} to {step} are passed over"
+        self._pass_over(made.state.passed_over, step, text)
+        self.console.warn(f"update {step}: {text}")
+        raise RolledBack(made)
 
     def honour_stop(self, step: int) -> None:
         """If a signal came to any rank: save, unless that is done, and end.

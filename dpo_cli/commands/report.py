@@ -63,9 +63,10 @@ def show_outcome(console: Console, run_dir: Path, record: Mapping[str, Any]) -> 
         console.table(table)
     speed = f"{final['pairs_per_second']:.3g} pairs/s"
     mfu = f", mfu {final['mfu']:.2f}" if "mfu" in final else ""
-    updates = record["updates"]
+    updates, not_made = record["updates"], (record.get("passed_over") or {}).get("count", 0)
+    without = f" ({not_made} of them passed over)" if not_made else ""
     console.result(
-        f"{updates} update{'s' * (updates != 1)} in {record['seconds']:.0f} s ({speed}{mfu} in the last), "
+        f"{updates} update{'s' * (updates != 1)}{without} in {record['seconds']:.0f} s ({speed}{mfu} in the last), "
         f"peak memory {final['memory/rss_gib']:.1f} GiB"
     )
     files = [name for name in ("metrics.jsonl", "samples.jsonl", "run.json") if (run_dir / name).exists()]

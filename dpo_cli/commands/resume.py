@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,15 @@ from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.places import new_adapter, policy_files
 from dpo_cli.config import TrainConfig
 from dpo_cli.engine.second_weights import gathered
-from dpo_cli.errors import CheckpointError, DpoError
+from dpo_cli.errors import CheckpointError, DpoError, one_line
 from dpo_cli.reference.fingerprint import reference_files
 from dpo_cli.tracking.console import Console
 from dpo_cli.training.checkpoint import Checkpoint, TrainingState, find
+
+_ROWS = "data"
+"""The rows' fingerprint among the settings."""
+_SHAPES = ("loss.name", "optim.name", "adapter", "model", "reference.update")
+"""Settings that moments and weights of a checkpoint only fit the same of."""
 
 
 def find_checkpoint(resume: str, run_dir: Path, console: Console) -> Checkpoint | None:
@@ -70,22 +75,50 @@ def update_settings(config: TrainConfig, precision: str, reference: Mapping[str,
     }
 
 
-def check_same_run(state: TrainingState, fingerprint: str, settings: Mapping[str, Any]) -> None:
+def check_same_run(
+    state: TrainingState, fingerprint: str, settings: Mapping[str, Any], may_differ: Sequence[str] = ()
+) -> list[str]:
     """Refuse a checkpoint made under other settings or with other rows.
 
+    Args:
+        state: of the checkpoint.
+        fingerprint: of the rows.
+        settings: as ``update_settings`` gives them.
+        may_differ: keys of settings that may be others now, or a section of them; ``data`` for the rows.
+
+    Returns:
+        What differs and may, in words.
+
     Raises:
-        DpoError: naming what differs.
+        DpoError: naming what differs and may not, or a key that is none.
     """
-    advice = "resume with the same, or start a new run in another run_dir"
-    if state.data != fingerprint:
+    before = {_ROWS: state.data[:12], **_flat(state.settings)}
+    now = {_ROWS: fingerprint[:12], **_flat(settings)}
+    known = [key for key in now if not _is_of(key, _SHAPES)]
+    if odd := [key for key in may_differ if not any(_is_of(each, [key]) for each in known)]:
         raise DpoError(
-            f"the checkpoint was made with other rows (fingerprint {state.data[:12]}, now {fingerprint[:12]}; the data "
-            f"keys, the tokenizer or the chat template): {advice}"
+            f"resume_force names {one_line(odd[0])}; expected some of {', '.join(known)}, or a section of them"
         )
-    before, now = _flat(state.settings), _flat(settings)
-    differing = [f"{key} was {before.get(key)}, now {value}" for key, value in now.items() if before.get(key) != value]
-    if differing:
-        raise DpoError(f"the checkpoint was made with other settings: {'; '.join(differing)}; {advice}")
+    differing = {key: _change(key, before.get(key), value) for key, value in now.items() if before.get(key) != value}
+    refused = [said for key, said in differing.items() if key not in known or not _is_of(key, may_differ)]
+    if refused:
+        forced = [key for key in differing if key in known]
+        how = f", or name what may differ: resume_force=[{','.join(forced)}]" if len(forced) == len(differing) else ""
+        raise DpoError(
+            f"the checkpoint was made with others: {'; '.join(refused)}. Resume with the same, start a new run in "
+            f"another run_dir{how}"
+        )
+    return list(differing.values())
+
+
+def _is_of(key: str, wanted: Sequence[str]) -> bool:
+    """Whether a key is among the wanted ones, or in one of their sections."""
+    return any(key == one or key.startswith(f"{one}.") for one in wanted)
+
+
+def _change(key: str, before: object, now: object) -> str:
+    what = "rows (the data keys, the tokenizer or the chat template) were" if key == _ROWS else f"{key} was"
+    return f"{what} {one_line(str(before))}, now {one_line(str(now))}"
 
 
 def load_weights(module: nn.Module, found: Checkpoint) -> None:

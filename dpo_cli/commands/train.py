@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from dpo_cli.commands.report import config_yaml, show_outcome, show_samples
 from dpo_cli.commands.resume import check_same_run, find_checkpoint, load_weights, update_settings
 from dpo_cli.commands.revisions import check_revisions, commits_of
 from dpo_cli.commands.rows import Rows, describe_rows, load_rows
+from dpo_cli.commands.saving import RolledBack
 from dpo_cli.commands.writable import check_writable
 from dpo_cli.config import TrainConfig
 from dpo_cli.data.collate import collate
@@ -49,7 +51,7 @@ from dpo_cli.tracking.trackers import Tracker, check_usable, finish
 from dpo_cli.training.checkpoint import Checkpoint
 from dpo_cli.training.checkpoint import folders as checkpoint_folders
 from dpo_cli.training.export import export, export_adapter
-from dpo_cli.training.guards import check_finite, check_zero_margin, drawn, zero_margin_gap
+from dpo_cli.training.guards import Spikes, check_finite, check_zero_margin, drawn, zero_margin_gap
 from dpo_cli.training.loop import Rhythm, Window, Work, fit, memory
 from dpo_cli.whole_folder import leftovers, write_file
 
@@ -135,7 +137,7 @@ def _in_folder(
     if known is not None and config.resume == "auto" and RunRecord(known).values.get("status") == "done":
         console.result(f"{known} is finished; nothing is left to do")
         return
-    precision_before = None
+    precision_before, forced = None, []
     data = fingerprint(rows.data.train)
     resumed = None if known is None else find_checkpoint(config.resume, known, console)
     if resumed is not None:
@@ -147,7 +149,11 @@ def _in_folder(
         files = reference_files(
             reference_place(config.reference, config.model), cache_folder(config.reference.cache_dir)
         )
-        check_same_run(resumed.state, data, update_settings(config, precision, files))
+        forced = check_same_run(
+            resumed.state, data, update_settings(config, precision, files), may_differ=config.resume_force
+        )
+        for change in forced:
+            console.warn(f"resume_force: {change}; from here on it is another run than the one that was begun")
     run_dir = Path(distributed.from_first(str(_make_folder(config)) if first else ""))
     if made:
         _hold(run_dir, first, folder)
@@ -158,6 +164,8 @@ def _in_folder(
     record = RunRecord(run_dir, writes=first)
     begun = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     start = {"at": begun, "update": resumed.state.step if resumed else 0, "after": record.values.get("status")}
+    if forced:
+        start["forced"] = forced
     record.update(starts=[*record.values.get("starts", []), start], process=this_process())
     if resumed is not None and (other := differing_versions(record.values.get("versions") or {})):
         console.warn(
@@ -167,7 +175,7 @@ def _in_folder(
     record.update(data={**rows.data.counts, "fingerprint": data}, precision=precision)
     console.say(describe_rows(rows, loss.kind))
     try:
-        _Run(config, loss, rows, data, precision, run_dir, record, console, stop).go(resumed, started)
+        _to_the_end(_Run(config, loss, rows, data, precision, run_dir, record, console, stop), resumed, started)
     except BaseException as error:
         code = int(error.exit_code if isinstance(error, DpoError) else ExitCode.INTERNAL)
         status = "preempted" if code == ExitCode.PREEMPTED else "failed"
@@ -193,6 +201,16 @@ def _hold(run_dir: Path | None, first: bool, folder: ExitStack) -> None:
             problem = str(error)
     if problem := distributed.from_first(problem):
         raise DpoError(problem)
+
+
+def _to_the_end(run: _Run, resumed: Checkpoint | None, started: float) -> None:
+    """All of a run, also one that goes back to an older state."""
+    while True:
+        try:
+            return run.go(resumed, started)
+        except RolledBack as back:
+            resumed = back.checkpoint
+        gc.collect()  # the engine's memory, which the next one needs
 
 
 def _leave_no_trace(run_dir: Path, made: bool) -> None:
@@ -278,12 +296,16 @@ class _Run:
             Window(Sums(self.loss.metric_names)),
             planned=len(plan),
         )
+        if resumed is not None:
+            hooks.skipped = list(resumed.state.passed_over)
         hooks.go_on(0 if resumed is None else resumed.state.step)
         trackers = start_trackers(config, self.run_dir, resumed, self.console)
-        before, after = self._train(hooks, plan, resumed, work, started, trackers)
-        engine.destroy()
-        if isinstance(reference.live, Frozen):
-            reference.live.destroy()
+        try:
+            before, after = self._train(hooks, plan, resumed, work, started, trackers)
+        except RolledBack:
+            _let_go(engine, reference)
+            raise
+        _let_go(engine, reference)
         if "DPO_SWEEP" in os.environ:  # the sweep's own table follows
             return
         if before is not None and after is not None:
@@ -325,6 +347,9 @@ class _Run:
             raise NumericsError(f"{error}. {_last_good(hooks.run_dir)}") from None
         except DpoError as error:
             exit_code = int(error.exit_code)
+            raise
+        except RolledBack:
+            exit_code = int(ExitCode.PREEMPTED)
             raise
         finally:
             if hooks.file is not None:
@@ -455,7 +480,7 @@ class _Run:
         )
         if resumed is not None:
             some = collate([min(self.rows.data.train, key=scorer.lengths)], share=policy.groups)
-            engine.set_moments(resumed.moments(), resumed.state.step, engine(some).sum() * 0.0)
+            engine.set_moments(resumed.moments(), resumed.updates, engine(some).sum() * 0.0)
         return engine
 
     def _check_start(self, engine: Engine, objective: Objective, some: Sequence[Group], *, must_be_zero: bool) -> None:
@@ -471,7 +496,8 @@ class _Run:
         hooks.logged = start
         if resumed is not None:
             hooks.best, hooks.loss_state = resumed.state.best, resumed.state.loss
-            hooks.saved = start if is_of(resumed, self.run_dir) else None
+            hooks.spikes = Spikes(resumed.state.recent)
+            hooks.saver.newest = start if is_of(resumed, self.run_dir) else None
             if resumed.state.pending and hooks.first:
                 hooks.window.sums.values = resumed.state.pending
 
@@ -499,6 +525,7 @@ class _Run:
                 work=work,
                 window=hooks.window,
                 state=hooks.loss_state,
+                passed_over=hooks.skipped,
             )
 
     def _write_card(self, text: str) -> None:
@@ -528,6 +555,13 @@ class _Run:
                     first=hooks.first,
                 )
         self.record.update(card=text_hash(card))
+
+
+def _let_go(engine: Engine, reference: Reference) -> None:
+    """Of DeepSpeed's hooks and buffers."""
+    engine.destroy()
+    if isinstance(reference.live, Frozen):
+        reference.live.destroy()
 
 
 def _last_good(run_dir: Path) -> str:

@@ -67,7 +67,9 @@ _LENGTH = [
     *lost(ONE_ORDER, group_by_length=None, curriculum_sampling=None),
     *lost("the last, smaller batch of a pass is always kept", dataloader_drop_last=None),
     *lost("no early stopping: the run is as long as it is said to be", early_stopping_patience=None),
-    *harmless("a loss that is not finite stops the run", loss_watchdog_threshold=None, loss_watchdog_patience=None),
+    *harmless(
+        "train.on_spike is told by the run's own losses", loss_watchdog_threshold=None, loss_watchdog_patience=None
+    ),
 ]
 _OPTIMISER = [
     *becomes("optim.lr", learning_rate=None),

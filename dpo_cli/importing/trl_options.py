@@ -119,7 +119,7 @@ _LOGS = [
         skip_memory_metrics=True,
         debug="",
     ),
-    *harmless("a loss that is not finite stops the run", logging_nan_inf_filter=True),
+    *harmless("a loss that is not finite is no update (train.nonfinite_limit)", logging_nan_inf_filter=True),
     *harmless(
         "there is no trackio; tracker=wandb, tensorboard or mlflow, and tracker.project names the project",
         project="huggingface",

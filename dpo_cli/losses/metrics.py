@@ -41,6 +41,10 @@ class Sums:
         for index, name in enumerate(self.names):
             self._values[2 * index + 1] += metrics[name].numel()
 
+    def merge(self, others: Sums) -> None:
+        """Take in all that others of the same names have."""
+        self.values = [own + other for own, other in zip(self.values, others.values, strict=True)]
+
     def total(self, name: str) -> float:
         """The sum of one metric on this rank."""
         return self.values[2 * self.names.index(name)]

@@ -13,7 +13,7 @@ import numpy as np
 from dpo_cli.metric_names import lower_is_better
 from dpo_cli.reporting.runs import Run, inside
 
-_NOT_COMPARED = ("run_dir", "resume", "tracker", "sweep")
+_NOT_COMPARED = ("run_dir", "resume", "resume_force", "tracker", "sweep")
 """Sections that say nothing of what is trained."""
 ONLY_LOOKS = (
     *(f"train.{key}" for key in ("log_every", "eval_every", "sample_every", "save_every", "keep_last", "keep_best")),

@@ -36,7 +36,7 @@ class TrainingState:
     """What the loop needs to go on, besides weights and moments."""
 
     step: int
-    """Updates done."""
+    """Updates done, by their place in the plan."""
     data: str
     """Fingerprint of the training groups."""
     settings: dict[str, Any]
@@ -47,6 +47,10 @@ class TrainingState:
     """What the loss remembers, by term."""
     pending: list[float] = field(default_factory=list)
     """Sums of metrics over the updates since the last line of them, over all ranks."""
+    passed_over: list[int] = field(default_factory=list)
+    """Those of the ``step`` updates that the weights have nothing of."""
+    recent: list[float] = field(default_factory=list)
+    """Losses of the last updates, to tell a spike by."""
     format: int = _FORMAT
 
 
@@ -56,6 +60,11 @@ class Checkpoint:
 
     folder: Path
     state: TrainingState
+
+    @property
+    def updates(self) -> int:
+        """How many updates the weights have had."""
+        return self.state.step - len(self.state.passed_over)
 
     def weights(self) -> Mapping[str, Tensor]:
         """By parameter name."""
@@ -227,7 +236,7 @@ def _check_types(state: TrainingState) -> None:
     Raises:
         TypeError: a value that was never written so.
     """
-    numbers = [*state.pending, *(value for values in state.loss.values() for value in values.values())]
+    numbers = [*state.pending, *state.recent, *(value for values in state.loss.values() for value in values.values())]
     sound = (
         type(state.step) is int
         and state.step >= 0
@@ -236,6 +245,8 @@ def _check_types(state: TrainingState) -> None:
         and isinstance(state.best, dict)
         and (not state.best or (type(state.best["step"]) is int and isinstance(state.best["value"], int | float)))
         and all(isinstance(number, int | float) for number in numbers)
+        and all(type(step) is int and 0 < step <= state.step for step in state.passed_over)
+        and len(set(state.passed_over)) == len(state.passed_over)
     )
     if not sound:
         raise TypeError("state.json holds values of other types than were written")

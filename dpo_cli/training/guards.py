@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -32,8 +32,17 @@ class Spikes:
 
     window = 100
 
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=self.window)
+    def __init__(self, recent: Iterable[float] = ()) -> None:
+        """
+        Args:
+            recent: losses of the updates before, as ``recent`` gave them.
+        """
+        self._recent = deque(recent, maxlen=self.window)
+
+    @property
+    def recent(self) -> list[float]:
+        """Of the last 100 updates, the oldest first."""
+        return list(self._recent)
 
     def look(self, loss: float) -> str | None:
         """Take in an update's loss; a line if it is a spike. Nothing is said before the window is full."""

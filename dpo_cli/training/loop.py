@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -50,6 +50,8 @@ class Hooks(Protocol):
 
     def updated(self, step: int, update: Update) -> None: ...
 
+    def passed_over(self, step: int, problem: str) -> None: ...
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def evaluate(self, step: int) -> None: ...
@@ -91,8 +93,13 @@ def fit(
     work: Work,
     window: Window,
     state: LossState,
+    passed_over: Sequence[int],
 ) -> int:
     """Run the plan's updates from ``start`` on; returns how many have been done in all. All ranks must call it.
+
+    Updates are counted by their place in the plan. One that can't be made, as its numbers are not finite, is passed
+    over, as the hooks note in ``passed_over``: weights, moments and the schedule are then as if the plan did not have
+    it.
 
     A run ends early where the hooks say that it is enough. The state after update n is the same whether the run was
     stopped before or not: everything an update depends on is the plan, the weights and moments, what the loss
@@ -102,7 +109,7 @@ def fit(
         engine: around the policy.
         plan: every update of the run.
         objective: the loss and the rows.
-        rate: learning rate of an update, by its index.
+        rate: learning rate of an update, by the number of updates made before it.
         hooks: for what happens between updates.
         start: updates already done.
         rhythm: when the hooks are called. Nothing is evaluated or saved after the last update: what follows the
@@ -111,9 +118,11 @@ def fit(
         window: what happened since the last line of metrics, kept up to date for checkpoints: a line is the same
             whether the run was stopped before it or not.
         state: what the loss remembers of the updates before ``start``.
+        passed_over: the updates before ``start`` that were not made, kept up to date by the hooks.
 
     Raises:
         Preempted: from the hooks, if a stop was requested; the state was saved.
+        RolledBack: from the hooks, if the run is to go on from another state.
         NumericsError: if the numbers went bad.
     """
     progress: dict[str, float] = {}
@@ -122,7 +131,7 @@ def fit(
             if window.seconds:
                 _log(hooks, index, progress, window, work)
             return index
-        step, lr = plan[index], rate(index)
+        step, lr = plan[index], rate(index - len(passed_over))
         faults.reached("update", index + 1)
         began = time.perf_counter()
         with hooks.updating(index):
@@ -134,24 +143,31 @@ def fit(
         window.flops += sum(work.flops[group] for group in step.groups)
         done = index + 1
         last = done == len(plan)
-        progress = {"grad_norm": update.norm, "lr": lr, "epoch": step.epoch}
-        hooks.updated(done, update)
+        progress["epoch"] = step.epoch
+        if update.problem is None:
+            progress |= {"grad_norm": update.norm, "lr": lr}
+            hooks.updated(done, update)
+        else:
+            hooks.passed_over(done, update.problem)
+        if passed_over:
+            progress["passed_over"] = len(passed_over)
         if done % rhythm.log == 0 or last:
             _log(hooks, done, progress, window, work)
         if rhythm.evaluate and done % rhythm.evaluate == 0 and not last:
             hooks.evaluate(done)
         if rhythm.sample and done % rhythm.sample == 0 and not last:
             hooks.sample(done)
-        if rhythm.save and done % rhythm.save == 0 and not last:
-            hooks.save(done)
+        if rhythm.save and done % rhythm.save == 0 and not last and update.problem is None:
+            hooks.save(done)  # but not of what may be spoilt: a checkpoint is to be one to go back to
         hooks.honour_stop(done)
     return len(plan)
 
 
-def _log(hooks: Hooks, step: int, progress: Mapping[str, float], window: Window, work: Work) -> None:
+def _log(hooks: Hooks, step: int, progress: dict[str, float], window: Window, work: Work) -> None:
     """A line about what happened since the last one."""
     hooks.log(step, {**window.sums.means(sums), **progress, **_speed(window, work), **memory()})
     window.clear()
+    progress.clear()
 
 
 def memory() -> dict[str, float]:

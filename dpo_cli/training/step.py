@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
 from dpo_cli import distributed, faults, liveness
 from dpo_cli.data.plan import Step
 from dpo_cli.data.types import Group
@@ -26,6 +28,8 @@ class Update(NamedTuple):
     """The gradient's, before clipping."""
     state: LossState
     """What the loss remembers after it."""
+    problem: str | None = None
+    """Why the update was not made: nothing but the plan's position has moved. None = it was made."""
 
 
 def train_step(engine: Engine, step: Step, objective: Objective, lr: float, sums: Sums, state: LossState) -> Update:
@@ -40,16 +44,20 @@ def train_step(engine: Engine, step: Step, objective: Objective, lr: float, sums
         step: of the plan.
         objective: the loss and the rows.
         lr: learning rate of this update.
-        sums: takes in the metrics of this rank's comparisons.
+        sums: takes in the metrics of this rank's comparisons, if the update is made.
         state: what the loss remembers.
 
+    Returns:
+        What came of it. Where the loss or the gradient is not finite on any rank, no rank makes the update.
+
     Raises:
-        NumericsError: if the loss is not finite on any rank, before anything is changed; or the gradient is not.
+        NumericsError: if the loss is not finite although the gradient is.
     """
     micro_batches = step.ranks[data_rank()]
-    contexts, state = objective.contexts(engine, micro_batches, step.groups, state)
+    contexts, after = objective.contexts(engine, micro_batches, step.groups, state)
     rows = rows_of(step.groups, objective.count)
-    before = sums.total("loss")
+    found = Sums(sums.names)
+    so_far = torch.zeros((), device=distributed.device())  # of the losses, left on the device
     for number, members in enumerate(micro_batches, 1):
         liveness.beat()
         # A rank that has run out of groups runs some group with weight zero: all ranks must meet in every pass.
@@ -59,20 +67,29 @@ def train_step(engine: Engine, step: Step, objective: Objective, lr: float, sums
         preferences = objective.preferences(batch, logps, [row for index in taken for row in rows[index]])
         result = objective.loss(logps, preferences, contexts)
         total = result.losses.sum()
-        engine.backward(total * ((1.0 if members else 0.0) / step.comparisons), last=number == len(micro_batches))
+        weighted = total * ((1.0 if members else 0.0) / step.comparisons)
+        so_far = so_far + total.detach()
+        last = number == len(micro_batches)
+        if last:
+            # A loss that is not finite makes the gradient so: every rank sees that in the norm, and none steps.
+            weighted = weighted * torch.ones_like(so_far).where(so_far.isfinite(), torch.nan)
+        engine.backward(weighted, last=last)
         if members:
-            sums.add(result.metrics)
-    # The first look at any number: until here the host only queues work and never waits for the device.
-    [loss] = distributed.sums([sums.total("loss") - before])
-    if not math.isfinite(loss):
-        raise NumericsError(_bad("the loss is not finite; this update was not made", step, objective.groups))
+            found.add(result.metrics)
     norm = engine.step(lr)
-    if not math.isfinite(norm):
-        raise NumericsError(_bad(f"the gradient's norm is {norm}; this update was not made", step, objective.groups))
-    return Update(loss / step.comparisons, norm, state)
+    # The first look at any number of the forward passes: until here the host never waits for those.
+    loss = distributed.sums([found.total("loss")])[0] / step.comparisons
+    if math.isfinite(norm) and math.isfinite(loss):
+        sums.merge(found)
+        return Update(loss, norm, after)
+    what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is not finite ({loss})"
+    where = _rows(step, objective.groups)
+    if math.isfinite(norm):
+        raise NumericsError(f"{what}, and yet the gradient's norm is {norm}: the update was made. {where}")
+    return Update(loss, norm, state, f"{what}; this update was not made (learning rate {lr:.3g}). {where}")
 
 
-def _bad(what: str, step: Step, groups: Sequence[Group]) -> str:
+def _rows(step: Step, groups: Sequence[Group]) -> str:
     rows = [groups[index].source for index in step.groups[:10]]
     more = f" and {len(step.groups) - len(rows)} more" if len(step.groups) > len(rows) else ""
-    return f"{what}. Rows of the batch: {'; '.join(rows)}{more}. Lower optim.lr, or look at these rows"
+    return f"Rows of the batch: {'; '.join(rows)}{more}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def main(optimizer: str, stage: int, clip: float | None, start: Path | None, fir
         engine.set_moments(saved.moments(), updates=first, idle_loss=idle)
         keep(engine, first, out / "set")
     norms = []
+    spoil(engine, case.RATES[first])
     for update in range(first, len(case.RATES)):
         groups = case.groups_of(update)
         with torch.no_grad():  # an evaluation between two updates must leave no trace
@@ -55,6 +57,14 @@ def main(optimizer: str, stage: int, clip: float | None, start: Path | None, fir
     (out / f"norms-{rank}.json").write_text(json.dumps(norms))
     engine.destroy()
     distributed.stop()
+
+
+def spoil(engine: Engine, lr: float) -> None:
+    """An update whose gradient is no number on the last rank: it must leave no trace on any."""
+    number = torch.nan if distributed.rank() == distributed.world_size() - 1 else 1.0
+    for last in (False, True):
+        engine.backward(case.loss_of(engine, case.groups_of(0)[:2], 1) * number, last=last)
+    assert not math.isfinite(engine.step(lr))
 
 
 def keep(engine: Engine, updates: int, out: Path) -> None:

@@ -53,9 +53,10 @@ def curve_of(folder: str, run: grid.Run) -> grid.Curve:
         step, sums = grid.step(update, run.world, run.budget), Sums(loss.metric_names)
         if distributed.world_size() == 1:
             step = grid.in_one_process(step)
-        _, norm, state = train_step(engine, step, objective, grid.rate(update, run.adapter), sums, state)
+        made = train_step(engine, step, objective, grid.rate(update, run.adapter), sums, state)
+        state = made.state
         curve.losses.append(sums.means(distributed.sums)["loss"])  # of the global batch
-        curve.norms.append(norm)
+        curve.norms.append(made.norm)
     engine.destroy()
     return curve
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -172,13 +173,11 @@ def runs(out: Path, several: list[case.Run]) -> None:
             sums = Sums(loss.metric_names)
             step = case.step(update, distributed.data_ranks(), share=run.share)
             noise = engine._module.noise
-            if noise is None:
-                _, norm, state = train_step(engine, step, objective, lr, sums, state)
-            else:
-                with noise.of(update):
-                    _, norm, state = train_step(engine, step, objective, lr, sums, state)
+            with nullcontext() if noise is None else noise.of(update):
+                made = train_step(engine, step, objective, lr, sums, state)
+            state = made.state
             means = sums.means(distributed.sums)
-            curve.append([means["loss"], norm, means["logps/chosen"]])
+            curve.append([means["loss"], made.norm, means["logps/chosen"]])
         weights = dict(engine.weights())
         engine.destroy()
         (out / f"run-{number}-{distributed.rank()}.json").write_text(json.dumps(curve))

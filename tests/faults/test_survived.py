@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.runs import make_place
-from helpers.trials import TWO, Ground, ended_at, killed_at_random, stopped_at
+from helpers.trials import TWO, Ground, ended_at, killed_at_random, passed_over_at, rolled_back_at, stopped_at
 
 from dpo_cli import faults
 from dpo_cli.errors import DpoError
@@ -42,8 +42,19 @@ def test_the_process_that_does_not_get_on_is_named_and_all_are_ended(
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_gradient_that_is_no_number_on_one_rank_changes_nothing(on: Ground, tmp_path: Path, stage: int) -> None:
     """At stage 3 DeepSpeed leaves the step out, and reports the norm of the step before."""
-    changes = {**TWO, "engine.zero_stage": stage}
-    ended_at(on, tmp_path, "micro-batch:5.1@1=nan-gradient", changes, code=76, says="this update was not made. Rows of")
+    passed_over_at(on, tmp_path, "micro-batch:5.1@1=nan-gradient", {**TWO, "engine.zero_stage": stage})
+
+
+def test_a_loss_that_is_no_number_is_passed_over_and_one_too_many_ends_the_run(on: Ground, tmp_path: Path) -> None:
+    passed_over_at(on, tmp_path, "micro-batch:5.1=nan", {})
+    says = "dpo: update 5: the loss is not finite (nan); this update was not made (learning rate"
+    ended_at(on, tmp_path / "limit", "micro-batch:5.1=nan", {"train.nonfinite_limit": 1}, code=76, says=says)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {**TWO, "engine.zero_stage": 3}])
+def test_a_spike_sends_a_run_back(on: Ground, tmp_path: Path, changes: dict[str, object]) -> None:
+    rolled_back_at(on, tmp_path, "micro-batch:115.1=spike", changes)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.runs import Place, assert_identical_runs, make_place, steps
+from dpo_cli.training.checkpoint import folder_of, read
+from helpers.runs import (
+    Place,
+    assert_identical_runs,
+    assert_same_bits,
+    make_place,
+    metrics,
+    record,
+    steps,
+    weights,
+)
 
 RESUME = {"resume": "auto"}
 TWO: dict[str, object] = {"launch.num_processes": 2, "engine.zero_stage": 2}
@@ -99,6 +109,77 @@ def ended_at(on: Ground, folder: Path, fault: str, changes: Mapping[str, object]
     assert says in "\n".join(ended.err.strip().splitlines()[-3:]), ended.err[-2000:]
     assert ended.err.count("Traceback (most recent call last)") <= 1, ended.err[-4000:]
     return f"{fault} ({seconds:.0f} s)"
+
+
+def passed_over_at(on: Ground, folder: Path, fault: str, changes: Mapping[str, object]) -> str:
+    """An update whose numbers are not finite on one rank: none makes it, and the schedule waits for it.
+
+    Returns:
+        The fault.
+
+    Raises:
+        AssertionError: if not, or if a run that goes on after it ends otherwise.
+    """
+    number = int(fault.partition(":")[2].partition(".")[0])
+    changes = {
+        **changes,
+        "optim.schedule": "cosine",
+        "train.log_every": 1,
+        "train.save_every": 1,
+        "train.keep_last": 12,
+    }
+    run_dir, whole = folder / "run", on.whole(changes)[0]
+    ended = on.place.try_run(run_dir, changes, cache=folder / "cache", fault=fault)
+    assert ended.code == 0, ended.err[-2000:]
+    assert f"update {number} is passed over" in " ".join(ended.err.split())
+    noted = record(run_dir)["passed_over"]
+    assert (noted["count"], [one["step"] for one in noted["last"]]) == (1, [number])
+    usual = _rates(whole)
+    assert _rates(run_dir) == {step: usual[step - (step > number)] for step in usual if step != number}
+    assert number not in steps(run_dir)  # what may be spoilt is no checkpoint
+    _goes_on_alike(on, folder, changes, after=number + 1)
+    return fault
+
+
+def rolled_back_at(on: Ground, folder: Path, fault: str, changes: Mapping[str, object]) -> str:
+    """A spike of the loss that sends a run back: it goes on with the old weights, moments and schedule.
+
+    Returns:
+        The fault.
+
+    Raises:
+        AssertionError: if not, or if a run that goes on after it ends otherwise.
+    """
+    number, saved_at = int(fault.partition(":")[2].partition(".")[0]), 100
+    assert saved_at < number < 120
+    changes = {**changes, "train.epochs": 30, "train.max_steps": 120, "train.save_every": saved_at}
+    changes |= {"optim.schedule": "cosine", "train.log_every": 1, "train.eval_every": None}
+    run_dir, whole = folder / "run", on.whole(changes)[0]
+    changes["train.on_spike"] = "rollback"
+    ended = on.place.try_run(run_dir, changes, cache=folder / "cache", fault=fault)
+    assert ended.code == 0, ended.err[-2000:]
+    said = f"update {number}: going on with the weights of update {saved_at}; updates {saved_at + 1} to {number} are"
+    assert said in " ".join(ended.err.split()), ended.err[-2000:]
+    assert steps(run_dir) == [saved_at, number]
+    for kind in ("weights", "moments"):
+        assert_same_bits(*(getattr(read(folder_of(run_dir / "checkpoints", n)), kind)() for n in (number, saved_at)))
+    usual, rates, gone = _rates(whole), _rates(run_dir), number - saved_at
+    assert [rates[step] for step in range(number + 1, 121)] == [usual[step - gone] for step in range(number + 1, 121)]
+    assert record(run_dir)["passed_over"]["count"] == gone
+    _goes_on_alike(on, folder, changes, after=number)
+    return fault
+
+
+def _rates(run_dir: Path) -> dict[int, float]:
+    """The learning rate of each update that was made."""
+    return {line["step"]: line["lr"] for line in metrics(run_dir) if "lr" in line and "loss" in line}
+
+
+def _goes_on_alike(on: Ground, folder: Path, changes: Mapping[str, object], *, after: int) -> None:
+    """From a checkpoint of ``run``, to the same weights."""
+    start = folder_of(folder / "run" / "checkpoints", after)
+    on.place.run(folder / "on", {**changes, "resume": start}, cache=folder / "cache")
+    assert_same_bits(weights(folder / "on"), weights(folder / "run"))
 
 
 def assert_nothing_left(run_dir: Path) -> None:

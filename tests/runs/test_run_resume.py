@@ -250,7 +250,23 @@ def test_other_settings_are_refused(place: Place, stopped: Path) -> None:
     ended = place.try_run(stopped, {**RESUME, "loss.beta": 0.2})
     assert ended.code == 2
     assert "loss.beta was 0.1, now 0.2" in ended.err.splitlines()[-1]
+    assert "resume_force=[loss.beta]" in ended.err.splitlines()[-1]
     assert snapshot(stopped) == before
+
+
+def test_other_settings_are_taken_where_they_are_named(place: Place, stopped: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(stopped, tmp_path / "run")
+    step = steps(run_dir)[-1]
+    changes = {**RESUME, "optim.lr": 5e-4, "train.epochs": 4, "resume_force": "[optim.lr,train.epochs]"}
+    ended = place.try_run(run_dir, changes)
+    assert ended.code == 0, ended.err[-2000:]
+    said = " ".join(ended.err.split())
+    assert "resume_force: optim.lr was 0.001, now 0.0005; from here on it is another run" in said
+    assert "train.epochs was 3, now 4" in said
+    lines = updates(run_dir)
+    assert len(lines) == 4 * EPOCH  # those before the stop are as they were
+    assert {line["lr"] <= 5e-4 for line in lines[step:]} == {True}
+    assert len(record(run_dir)["starts"][-1]["forced"]) == 2
 
 
 def test_another_reference_is_refused_and_one_that_has_moved_is_not(
