@@ -51,12 +51,17 @@ from dpo_cli.tracking.trackers import Tracker, check_usable, finish
 from dpo_cli.training.checkpoint import Checkpoint
 from dpo_cli.training.checkpoint import folders as checkpoint_folders
 from dpo_cli.training.export import export, export_adapter
-from dpo_cli.training.guards import Spikes, check_finite, check_zero_margin, drawn, zero_margin_gap
+from dpo_cli.training.guards import (
+    Spikes,
+    check_finite,
+    check_zero_margin,
+    drawn,
+    looked_at,
+    only_finite,
+    zero_margin_gap,
+)
 from dpo_cli.training.loop import Rhythm, Window, Work, fit, memory
 from dpo_cli.whole_folder import leftovers, write_file
-
-_CHECKED_GROUPS = 4
-"""Rows whose log-probs must be finite after the last update."""
 
 
 def run(config: TrainConfig) -> None:
@@ -340,7 +345,7 @@ class _Run:
                 hooks.evaluate(0)
                 before = hooks.sample(0)
             with self.stop.waiting():
-                after = self._finish(hooks, self._fit(hooks, plan, resumed, work), started)
+                after = self._finish(hooks, plan, self._fit(hooks, plan, resumed, work), started)
             exit_code = int(ExitCode.DONE)
         except NumericsError as error:
             exit_code = int(error.exit_code)
@@ -357,9 +362,11 @@ class _Run:
             finish(trackers, exit_code, seconds=self.config.tracker.seconds_at_end, warn=self.console.warn)
         return before, after
 
-    def _finish(self, hooks: RunHooks, updates: int, started: float) -> Samples | None:
+    def _finish(self, hooks: RunHooks, plan: Plan, updates: int, started: float) -> Samples | None:
         """After the last update: the model is written before anything that could still go wrong."""
-        check_finite(hooks.engine, hooks.objective.groups[:_CHECKED_GROUPS], hooks.objective)
+        groups = hooks.objective.groups
+        some = [groups[index] for index in looked_at(plan[updates - 1].groups, len(groups), self.config.seed)]
+        check_finite(hooks.engine, some, hooks.objective, hooks.scorer.lengths, hooks.token_budget)
         hooks.evaluate(updates)
         hooks.honour_stop(updates)
         self._export(hooks, updates)
@@ -538,7 +545,7 @@ class _Run:
 
     def _export(self, hooks: RunHooks, updates: int) -> None:
         loaded, tokenizer = hooks.scorer.loaded, self.rows.tokenizer
-        weights = ((name.removeprefix("model."), tensor) for name, tensor in hooks.engine.weights())
+        weights = only_finite((name.removeprefix("model."), tensor) for name, tensor in hooks.engine.weights())
         folder, card = self.run_dir / "final", self._card(hooks, updates)
         with self.console.phase("save final/"):
             if loaded.adapter is not None:

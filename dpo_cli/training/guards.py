@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -12,15 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpo_cli import liveness
 from dpo_cli.data.collate import collate
+from dpo_cli.data.plan import share_out
 from dpo_cli.data.types import Group
+from dpo_cli.distributed import data_rank, data_ranks, sums
 from dpo_cli.engine.engine import Engine
 from dpo_cli.errors import NumericsError
 from dpo_cli.losses import AnswerLogps
 from dpo_cli.objective import Objective
 
 _LEAST, _MOST = 4, 8
-"""Groups that a run is checked on."""
+"""Groups that a run is checked on at its start."""
+_MOST_AT_END = 32
+_SPOILT = "the model is spoilt, and not written to final/. Lower optim.lr, or look at the rows of the last updates"
 
 
 class Spikes:
@@ -117,22 +122,71 @@ def zero_margin_gap(engine: Engine, groups: Sequence[Group], objective: Objectiv
     return gap, max(noise, float(rounding.norm()))
 
 
-def check_finite(engine: Engine, groups: Sequence[Group], objective: Objective) -> None:
+def looked_at(last: Sequence[int], count: int, seed: int) -> list[int]:
+    """Groups whose log-probs must be finite after the last update: of that update, and as many from all over.
+
+    At most 32 of each, so that it costs no more than another update, which has a backward pass as well; and 4 at
+    least from all over, if there are.
+
+    Args:
+        last: groups of the last update.
+        count: of all groups.
+        seed: of the draw.
+    """
+    of_update = list(last[:_MOST_AT_END])
+    wanted = max(_LEAST, len(of_update))
+    draw = np.random.default_rng(seed).choice(count, min(count, len(of_update) + wanted), replace=False)
+    return of_update + [index for index in draw.tolist() if index not in of_update][:wanted]
+
+
+def check_finite(
+    engine: Engine, groups: Sequence[Group], objective: Objective, lengths: Callable[[Group], int], token_budget: int
+) -> None:
     """Refuse a model whose log-probs went bad in the last update, which no later loss would show.
 
-    All ranks must call it, with the same groups.
+    All ranks must call it, with the same groups, of which each scores its share.
+
+    Args:
+        engine: around the policy.
+        groups: to look at.
+        objective: says whether they may share prompts.
+        lengths: tokens that a group takes in a micro-batch.
+        token_budget: per micro-batch.
 
     Raises:
-        NumericsError: naming the rows looked at.
+        NumericsError: on all ranks alike, naming the rows of micro-batches with such a log-prob.
     """
-    with torch.no_grad():
-        logps = engine(collate(groups, share=objective.share))
-    if not bool(torch.isfinite(logps).all()):
-        rows = "; ".join(group.source for group in groups)
+    sizes = [lengths(group) for group in groups]
+    ranks = share_out(range(len(groups)), sizes, sizes, data_ranks(), token_budget, padded=not objective.share)
+    bad = [0.0] * len(groups)
+    for members in ranks[data_rank()]:
+        liveness.beat()
+        with torch.no_grad():  # a filler is run like any other: under ZeRO 3 every rank must take part
+            logps = engine(collate([groups[index] for index in members or (0,)], share=objective.share))
+        if not bool(torch.isfinite(logps).all()):
+            for index in members:
+                bad[index] = 1.0
+    rows = [group.source for group, is_bad in zip(groups, sums(bad), strict=True) if is_bad]
+    if rows:
+        more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
         raise NumericsError(
-            f"after the last update log-probs are not finite, among them those of {rows}: the model is spoilt, and not "
-            "written to final/. Lower optim.lr, or look at the rows of the last updates"
+            f"after the last update log-probs are not finite, of some of {'; '.join(rows[:10])}{more}: {_SPOILT}"
         )
+
+
+def only_finite(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Trained weights as they are written: all of them, which rows that are looked at need not touch.
+
+    All ranks have whole weights, and so all end alike.
+
+    Raises:
+        NumericsError: at the first that is no number, or infinite.
+    """
+    for name, tensor in weights:
+        # Both are NaN if any number is; unlike isfinite, it takes no memory of the tensor's size.
+        if tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor))):
+            raise NumericsError(f"after the last update weights are not finite, of {name}: {_SPOILT}")
+        yield name, tensor
 
 
 def check_zero_margin(gap: float, noise: float, *, must_be_zero: bool) -> str:
