@@ -15,6 +15,7 @@ from dpo_cli.engine.engine import Engine
 from dpo_cli.errors import CheckpointError
 from dpo_cli.training import checkpoint
 from dpo_cli.training.checkpoint import Checkpoint, TrainingState
+from dpo_cli.training.guards import only_finite
 
 _Tensors = Iterable[tuple[str, Tensor]]
 
@@ -52,12 +53,15 @@ class Saver:
 
         Returns:
             Why it could not be written, on all ranks alike.
+
+        Raises:
+            NumericsError: on all ranks alike, if a weight is not finite: a checkpoint is to be one to go back to.
         """
         if state.step == self.newest:
             return None
         problem = distributed.from_first(self._lack_of_room())
         if problem is None:
-            problem = self._write(state, self.engine.weights(), self.engine.moments(), reference)
+            problem = self._write(state, only_finite(self.engine.weights()), self.engine.moments(), reference)
         if problem is not None:
             return (
                 f"the checkpoint of update {state.step} could not be written ({problem}); earlier ones are as they were"

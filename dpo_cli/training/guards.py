@@ -25,7 +25,7 @@ from dpo_cli.objective import Objective
 _LEAST, _MOST = 4, 8
 """Groups that a run is checked on at its start."""
 _MOST_AT_END = 32
-_SPOILT = "the model is spoilt, and not written to final/. Lower optim.lr, or look at the rows of the last updates"
+_SPOILT = "the model is spoilt, and not written. Lower optim.lr, or look at the rows of the last updates"
 
 
 class Spikes:
@@ -185,7 +185,7 @@ def only_finite(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Te
     for name, tensor in weights:
         # Both are NaN if any number is; unlike isfinite, it takes no memory of the tensor's size.
         if tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor))):
-            raise NumericsError(f"after the last update weights are not finite, of {name}: {_SPOILT}")
+            raise NumericsError(f"weights are not finite after the last update, of {name}: {_SPOILT}")
         yield name, tensor
 
 

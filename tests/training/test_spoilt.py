@@ -16,12 +16,14 @@ from helpers.families import FAMILIES, build
 from dpo_cli import distributed
 from dpo_cli.commands import train
 from dpo_cli.data.collate import flat_length
+from dpo_cli.data.plan import Step
 from dpo_cli.data.types import Group, Pair
 from dpo_cli.errors import NumericsError
 from dpo_cli.model.attention import GROUP_ATTENTION
 from dpo_cli.model.policy import Policy
 from dpo_cli.objective import Objective
-from dpo_cli.training import guards
+from dpo_cli.training import guards, loop
+from dpo_cli.training.step import Update
 
 RARE = 23
 """A token of one group."""
@@ -70,15 +72,48 @@ def test_every_weight_is_looked_at(value: float) -> None:
     weights[2][1][1, 3] = value
     left = guards.only_finite(iter(weights))
     assert [next(left)[0], next(left)[0]] == ["a", "empty"]
-    with pytest.raises(NumericsError, match="not finite, of b: the model is spoilt"):
+    with pytest.raises(NumericsError, match="not finite after the last update, of b: the model is spoilt"):
         next(left)
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    """Of a run on a tiny model, made for it."""
+    runs.make_model(folder / "model", runs.llama(), tokenizers.quickstart())
+    runs.write_rows(folder / "train.jsonl", runs.make_rows(8))
+    return [
+        *(f"model.path={folder / 'model'}", f"data.path={folder / 'train.jsonl'}", f"run_dir={folder / 'run'}"),
+        *("data.workers=1", "tracker.mode=disabled", "train.precision=fp32", "train.batch_size=4"),
+        *("train.activation_checkpointing=none", "train.save_every=1", *more),
+    ]
+
+
+def spoil(weight: Any, row: int) -> None:
+    with torch.no_grad():
+        weight[row, 2] = float("nan")
+
+
+def test_no_checkpoint_is_made_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One to go back to is to be sound, also where no row has shown yet that it is not."""
+    monkeypatch.setenv("DPO_CACHE", str(tmp_path / "cache"))
+
+    def step_and_spoil(engine: Any, step: Step, *args: Any) -> Update:
+        update = train_step(engine, step, *args)
+        if len(known := list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 2:
+            assert {path.name for path in known} == {"step-1", "step-2"}
+            spoil(dict(engine._module.named_parameters())["model.lm_head.weight"], -1)
+        return update
+
+    train_step = loop.train_step
+    monkeypatch.setattr(loop, "train_step", step_and_spoil)
+    words = arguments(tmp_path, "train.max_steps=4", "train.epochs=2")
+    with pytest.raises(NumericsError, match=r"weights are not finite after .*, of .*not written.*step-2$"):
+        train.run(composed("train", words))
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-1", "step-2"}
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_nothing_of_it_is_written(adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here in weights that no row touches."""
-    runs.make_model(tmp_path / "model", runs.llama(), tokenizers.quickstart())
-    runs.write_rows(tmp_path / "train.jsonl", runs.make_rows(8))
     monkeypatch.setenv("DPO_CACHE", str(tmp_path / "cache"))
 
     def fit_and_spoil(engine: Any, plan: Any, objective: Objective, *args: Any, **options: Any) -> int:
@@ -87,20 +122,15 @@ def test_nothing_of_it_is_written(adapter: str, tmp_path: Path, monkeypatch: pyt
         name = next(name for name in weights if ("lora_A" if adapter == "lora" else "embed_tokens") in name)
         used = {int(token) for one in objective.groups for ids in (one.prompt_ids, *one.answers) for token in ids}
         row = 0 if adapter == "lora" else max(set(range(len(weights[name]))) - used)
-        with torch.no_grad():
-            weights[name][row, 2] = float("nan")
+        spoil(weights[name], row)
         return done
 
     fit = train.fit
     monkeypatch.setattr(train, "fit", fit_and_spoil)
     if adapter == "lora":  # every row goes through all of an adapter
         monkeypatch.setattr(train, "check_finite", lambda *args: None)
-    words = [
-        *(f"model.path={tmp_path / 'model'}", f"data.path={tmp_path / 'train.jsonl'}", f"run_dir={tmp_path / 'run'}"),
-        *("data.workers=1", "tracker.mode=disabled", "train.precision=fp32", "train.batch_size=4", "train.max_steps=2"),
-        *("train.activation_checkpointing=none", "train.save_every=1", f"model/adapter={adapter}"),
-    ]
-    with pytest.raises(NumericsError, match=r"weights are not finite, of .*not written to final/.*step-1$"):
+    words = arguments(tmp_path, f"model/adapter={adapter}", "train.max_steps=2")
+    with pytest.raises(NumericsError, match=r"weights are not finite after .*, of .*not written.*step-1$"):
         train.run(composed("train", words))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         *("checkpoints", "config.yaml", "metrics.jsonl", "run.json")
