@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 from dpo_cli import distributed
-from dpo_cli.commands import hooks, parts, train
+from dpo_cli.commands import hooks, parts, train, train_run
 from dpo_cli.data.collate import collate, flat_length
 from dpo_cli.data.kinds import mismatch
 from dpo_cli.data.plan import Plan
@@ -293,16 +293,17 @@ class Runs:
             self.groups = [*run.rows.data.train, *run.rows.data.held_out]
             return plan(run, *args)
 
-        plan = train._Run._plan
-        patch.setattr(train._Run, "_plan", making_plan)
-        patch.setattr(train, "peak_flops", lambda device, precision: None)  # half a second, for a speed that isn't read
+        plan = train_run.Run._plan
+        patch.setattr(train_run.Run, "_plan", making_plan)
+        # Half a second, for a speed that isn't read.
+        patch.setattr(train_run, "peak_flops", lambda device, precision: None)
         for phase, module, function in (
             ("groups are right", parts, "compare"),
             ("reference", parts, "fill"),
-            ("loss is right", train, "zero_margin_gap"),
+            ("loss is right", train_run, "zero_margin_gap"),
             ("update", loop, "train_step"),
             ("held out", hooks, "evaluate_preferences"),
-            ("weights are finite", train, "check_finite"),
+            ("weights are finite", train_run, "check_finite"),
         ):
             patch.setattr(module, function, meter.during(phase, getattr(module, function)))
 

@@ -14,7 +14,7 @@ from helpers.configs import composed
 from helpers.families import FAMILIES, build
 
 from dpo_cli import distributed
-from dpo_cli.commands import train
+from dpo_cli.commands import train, train_run
 from dpo_cli.data.collate import flat_length
 from dpo_cli.data.plan import Step
 from dpo_cli.data.types import Group, Pair
@@ -125,10 +125,10 @@ def test_nothing_of_it_is_written(adapter: str, tmp_path: Path, monkeypatch: pyt
         spoil(weights[name], row)
         return done
 
-    fit = train.fit
-    monkeypatch.setattr(train, "fit", fit_and_spoil)
+    fit = train_run.fit
+    monkeypatch.setattr(train_run, "fit", fit_and_spoil)
     if adapter == "lora":  # every row goes through all of an adapter
-        monkeypatch.setattr(train, "check_finite", lambda *args: None)
+        monkeypatch.setattr(train_run, "check_finite", lambda *args: None)
     words = arguments(tmp_path, f"model/adapter={adapter}", "train.max_steps=2")
     with pytest.raises(NumericsError, match=r"weights are not finite after .*, of .*not written.*step-1$"):
         train.run(composed("train", words))
