@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_cli import distributed
+from dpo_cli import distributed, liveness
 from dpo_cli.commands.auto_checkpointing import Decision, decide, room_here
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.card import about, model_card, text_hash
@@ -149,6 +149,7 @@ def _in_folder(
     if made:
         _hold(run_dir, first, folder)
     if first:
+        liveness.put_stacks_in(run_dir)
         for leftover in leftovers(run_dir):
             leftover.unlink(missing_ok=True)
         write_file(run_dir / "config.yaml", config_yaml(config, run_dir))
