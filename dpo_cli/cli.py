@@ -12,6 +12,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from dpo_cli import __version__
+from dpo_cli.environment import check_interpreter, loading_libraries
 from dpo_cli.errors import DpoError, ExitCode, one_line
 from dpo_cli.secret import check_words, hide
 from dpo_cli.stopping import STOPPABLE, stop_on_signals
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal may lack a letter, and the name of a file may have bytes that are none.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _run(words)
+        with loading_libraries():
+            return _run(words)
     except DpoError as error:
         print(hide(f"dpo: {error}"), file=sys.stderr)
         return int(error.exit_code)
@@ -154,6 +156,7 @@ def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return int(ExitCode.DONE)
+    check_interpreter()
     check_words(words)
     name, *rest = words
     match name:

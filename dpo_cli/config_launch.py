@@ -32,7 +32,7 @@ class LocalConfig(Section):
 
     name: Literal["local"]
     num_processes: PositiveInt | Auto
-    hang_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    hang_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto | None
 
 
 class TorchrunConfig(Section):

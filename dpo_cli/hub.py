@@ -17,6 +17,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from dpo_cli.answers import bounded_answers
 from dpo_cli.errors import DpoError, StorageError, one_line
 from dpo_cli.secret import find, hide
 
@@ -156,25 +157,13 @@ def upload(
 
     Raises:
         DpoError: no token, or the hub refused; or there is a public repository and ``public`` is False.
-        StorageError: the hub can't be reached, or it failed.
+        StorageError: the hub can't be reached, it failed, or its answer does not end.
     """
     if not get_token():
         raise DpoError("push: no token for the hub: set HF_TOKEN to one that may write, or run `hf auth login`")
-    api = HfApi()
     try:
-        api.create_repo(repo, private=not public, exist_ok=True)
-        there = api.model_info(repo)
-        if not there.private and not public:
-            raise DpoError(f"push: {repo} is there and public: add --public to publish, or choose another name")
-        if revision is not None:
-            api.create_branch(repo, branch=revision, exist_ok=True)
-            there = api.model_info(repo, revision=revision)
-        stale = _stale([sibling.rfilename for sibling in there.siblings or []], [file.name for file in files])
-        added = [CommitOperationAdd(file.name, file.content) for file in files]
-        removed = [CommitOperationDelete(name) for name in stale]
-        commit = api.create_commit(
-            repo, [*added, *removed], commit_message=message, commit_description=description, revision=revision
-        )
+        with bounded_answers():
+            return _upload(files, repo, public=public, revision=revision, message=message, description=description)
     except DpoError:
         raise
     except Exception as error:
@@ -182,6 +171,25 @@ def upload(
         if explained is None:
             raise
         raise explained from None
+
+
+def _upload(
+    files: Sequence[File], repo: str, *, public: bool, revision: str | None, message: str, description: str
+) -> Pushed:
+    api = HfApi()
+    api.create_repo(repo, private=not public, exist_ok=True)
+    there = api.model_info(repo)
+    if not there.private and not public:
+        raise DpoError(f"push: {repo} is there and public: add --public to publish, or choose another name")
+    if revision is not None:
+        api.create_branch(repo, branch=revision, exist_ok=True)
+        there = api.model_info(repo, revision=revision)
+    stale = _stale([sibling.rfilename for sibling in there.siblings or []], [file.name for file in files])
+    added = [CommitOperationAdd(file.name, file.content) for file in files]
+    removed = [CommitOperationDelete(name) for name in stale]
+    commit = api.create_commit(
+        repo, [*added, *removed], commit_message=message, commit_description=description, revision=revision
+    )
     return Pushed(commit.commit_url, bool(there.private), stale)
 
 
@@ -194,6 +202,8 @@ def _stale(there: Sequence[str], pushed: Sequence[str]) -> list[str]:
 def _explained(error: Exception, repo: str) -> DpoError | None:
     """In one line, and with what to do; None for what is not the hub's or the network's doing."""
     cause = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
+    if isinstance(cause, DpoError):  # from a thread of an upload
+        return cause
     said = hide(one_line(str(getattr(cause, "server_message", None) or cause).strip(), 200), _variables())
     if isinstance(cause, HfHubHTTPError):
         status = int(cause.response.status_code)

@@ -23,6 +23,7 @@ from typing import Any
 from dpo_cli import faults, liveness
 from dpo_cli.config import EvaluateConfig, InspectConfig, PlanConfig, PrecomputeConfig, ScoreConfig, TrainConfig
 from dpo_cli.config_launch import HostfileConfig, SlurmConfig, TorchrunConfig
+from dpo_cli.environment import loading_libraries
 from dpo_cli.errors import ConfigError, DpoError, ExitCode, StorageError
 from dpo_cli.launchers import hostfile, lifeline, outer, ranks, slurm
 from dpo_cli.secret import hide
@@ -180,6 +181,7 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
+@loading_libraries()
 def _call(command: str, config: TrainConfig | ScoreConfig) -> None:
     """Run a command in this process."""
     faults.reached("start")

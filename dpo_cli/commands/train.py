@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from dpo_cli import distributed
+from dpo_cli import distributed, liveness
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.hooks import tracker_names
 from dpo_cli.commands.parts import resolve_precision
@@ -135,6 +135,7 @@ def _in_folder(
     if made:
         _hold(run_dir, first, folder)
     if first:
+        liveness.put_stacks_in(run_dir)
         for leftover in leftovers(run_dir):
             leftover.unlink(missing_ok=True)
         write_file(run_dir / "config.yaml", config_yaml(config, run_dir))

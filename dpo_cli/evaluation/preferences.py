@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from dpo_cli import liveness
 from dpo_cli.data.plan import share_out
 from dpo_cli.distributed import data_rank, data_ranks, sums
 from dpo_cli.evaluation.scores import Scores
@@ -40,17 +41,18 @@ def evaluate_preferences(
     rows = rows_of(order, objective.count)
     totals = Sums(objective.loss.metric_names)
     for members in ranks[data_rank()]:
-        # A filler is run like any other, as under ZeRO 3 every rank must take part; it counts nothing.
-        with torch.no_grad():
-            batch, logps = objective.look(policy, [objective.groups[index] for index in members or (0,)])
-        if members:
-            preferences = objective.preferences(batch, logps, [row for index in members for row in rows[index]])
-            metrics = objective.loss(logps, preferences, contexts).metrics
-            totals.add(metrics)
-            if keep is not None:
-                own = [metrics[f"rewards/{side}"] for side in ("chosen", "rejected")]
-                keep.add(members, logps, objective.loss, own if objective.loss.kind != "answers" else ())
-            advance(len(members) * data_ranks())  # the other ranks do about as many
+        with liveness.once_more("batch of an evaluation"):
+            # A filler is run like any other, as under ZeRO 3 every rank must take part; it counts nothing.
+            with torch.no_grad():
+                batch, logps = objective.look(policy, [objective.groups[index] for index in members or (0,)])
+            if members:
+                preferences = objective.preferences(batch, logps, [row for index in members for row in rows[index]])
+                metrics = objective.loss(logps, preferences, contexts).metrics
+                totals.add(metrics)
+                if keep is not None:
+                    own = [metrics[f"rewards/{side}"] for side in ("chosen", "rejected")]
+                    keep.add(members, logps, objective.loss, own if objective.loss.kind != "answers" else ())
+                advance(len(members) * data_ranks())  # the other ranks do about as many
     if keep is not None:
         keep.gather()
     return totals.means(sums)

@@ -9,21 +9,29 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dpo_cli import liveness
 from dpo_cli.errors import ExitCode
 from dpo_cli.launchers.apart import passing_on
 from dpo_cli.stopping import ONE_REQUEST
 
+HangTimeout = float | Literal["auto"] | None
+
 _SECONDS_TO_END = 20.0
 """How long the other ranks may go on when one has ended with an error: they usually see the same one."""
 _SECONDS_IN_A_HURRY = 5.0
 """How long any may go on after a second signal."""
-_SECONDS_TO_ANSWER = 1.0
+_SECONDS_TO_ANSWER = 8.0
+"""How long ranks that are asked where they stand may take to begin; a busy machine takes seconds to wake one."""
+_SECONDS_TO_SAY = 0.5
+_SECONDS_OF_A_LOOK = 1.0
+"""How long a look at the ranks may take; what is beyond that, this process itself did not run."""
 _COLLECTIVE = re.compile(r"[/\\](torch[/\\]distributed|deepspeed[/\\]comm)[/\\]")
 """In a rank's innermost frames: it waits for the others. With NCCL the host may wait elsewhere, in any copy."""
 _INNERMOST = 4
@@ -46,14 +54,15 @@ def leave(folder: Path, rank: int, code: int, text: str, *, lost: bool) -> None:
     (folder / f"rank-{rank}.json").write_text(json.dumps({"code": code, "text": text, "lost": lost}), encoding="utf-8")
 
 
-def run(words: Sequence[str], count: int, folder: Path, hang_timeout: float | None) -> int:
+def run(words: Sequence[str], count: int, folder: Path, hang_timeout: HangTimeout) -> int:
     """Run ``words`` as every rank of a job; returns its exit code.
 
     Args:
         words: of the command.
         count: of ranks.
         folder: in which they leave what they have to say.
-        hang_timeout: seconds without a sign of any rank after which all are ended; None = they may hang for good.
+        hang_timeout: seconds without a sign of any rank after which all are ended; ``auto`` = as long as their signs
+            say, or 1800 s where they don't; None = they may hang for good.
     """
     ranks: list[subprocess.Popen[bytes]] = []
     try:
@@ -117,17 +126,18 @@ class _Watch:
         self,
         ranks: Sequence[subprocess.Popen[bytes]],
         folder: Path,
-        hang_timeout: float | None,
+        hang_timeout: HangTimeout,
         signals: Sequence[float],
     ) -> None:
         self._ranks = ranks
         self._folder = folder
         self._hang_timeout = hang_timeout
         self._signals = signals
-        self._signs: dict[int, int] = {}
-        """When each rank last gave a sign of life, in nanoseconds; none before its first."""
-        self._seen = time.monotonic()
-        """When the last of any of them was seen."""
+        self._signs: list[liveness.Sign | None] = [None] * len(ranks)
+        """The last of each rank."""
+        self._silent = 0.0
+        """Seconds that none has come for, as far as this process has run itself."""
+        self._looked = time.monotonic()
 
     def wait(self) -> tuple[list[_End], str]:
         """Until all have ended, or must be ended.
@@ -163,13 +173,25 @@ class _Watch:
 
     def _hangs(self) -> bool:
         """Whether no rank has got on for too long. Nothing is said of the time before the first sign of all."""
+        now = time.monotonic()
+        # A job that was stopped and goes on has not hung, and its ranks had no more time than this process.
+        self._silent += min(now - self._looked, _SECONDS_OF_A_LOOK)
+        self._looked = now
+        signs = [liveness.last_sign(self._folder, number) for number in range(len(self._ranks))]
+        if signs != self._signs:
+            self._signs, self._silent = signs, 0.0
+        return any(signs) and self._silent > self._allowed()
+
+    def _allowed(self) -> float:
+        """Seconds that all may be silent, as long as any of them may."""
         if self._hang_timeout is None:
-            return False
-        for number in range(len(self._ranks)):
-            sign = liveness.last_beat(self._folder, number)
-            if sign is not None and self._signs.get(number) != sign:
-                self._signs[number], self._seen = sign, time.monotonic()
-        return bool(self._signs) and time.monotonic() - self._seen > self._hang_timeout
+            return float("inf")
+        if self._hang_timeout != "auto":
+            return self._hang_timeout
+        silences = [0.0 if sign is None else sign.silence for sign in self._signs]
+        if not all(silences) or any(liveness.waits_for_disk(rank.pid) for rank in self._ranks):
+            return max(liveness.LONGEST, *silences)
+        return max(silences)
 
     def _who_hangs(self) -> str:
         """Ask all where they stand, and put the one to blame first.
@@ -177,13 +199,13 @@ class _Watch:
         That is one that was stopped; else one that is not in a collective, where it would wait for the others; else the
         one that has not got on for the longest.
         """
+        silent = self._silent
         running = [number for number, rank in enumerate(self._ranks) if rank.poll() is None]
         stopped = {number for number in running if liveness.is_stopped(self._ranks[number].pid)}
-        for number in running:
-            liveness.ask(self._ranks[number].pid)
-        time.sleep(_SECONDS_TO_ANSWER)
+        self._ask(running)
         waiting = {number for number in running if any(map(_COLLECTIVE.search, self._stack(number)[:_INNERMOST]))}
-        first, *others = sorted(running, key=lambda n: (n not in stopped, n in waiting, self._signs.get(n, 0)))
+        last = {number: sign.at if (sign := self._signs[number]) else 0 for number in running}
+        first, *others = sorted(running, key=lambda n: (n not in stopped, n in waiting, last[n]))
         if first in stopped:
             how = "was stopped by a signal"
         else:
@@ -192,20 +214,61 @@ class _Watch:
         for number in others:
             where = next(iter(self._stack(number)), "").strip()
             lines.append(f"rank {number} waits at {where}")
+        why = "launch.hang_timeout" + ("=auto" if self._hang_timeout == "auto" else "")
+        blame = f"rank {first} {how}"
+        kept = self._keep_stacks(running, blame)
         return "\n".join(
             [
                 *lines,
-                f"dpo: no rank has got on for {self._hang_timeout:.0f} s (launch.hang_timeout): rank {first} {how}; "
-                "all were ended, and the same command with resume=auto goes on from the last checkpoint",
+                f"dpo: no rank has got on for {silent:.0f} s ({why}): {blame}; all were ended, {kept}, and the same "
+                "command with resume=auto goes on from the last checkpoint",
             ]
         )
 
-    def _stack(self, number: int) -> list[str]:
+    def _ask(self, running: Sequence[int]) -> None:
+        """Have ranks write where they stand, and wait until they have, if they do."""
+        before = {number: self._written(number) for number in running}
+        for number in running:
+            liveness.ask(self._ranks[number].pid)
+        deadline = time.monotonic() + _SECONDS_TO_ANSWER
+        while any(self._written(n) == text for n, text in before.items()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(_SECONDS_TO_SAY)
+
+    def _keep_stacks(self, running: Sequence[int], what: str) -> str:
+        """All stacks in a file that lasts; says where, or why not."""
+        text = "".join(
+            f"\nrank {number}, whose last sign was {_ago(self._signs[number])}\n{self._written(number)}"
+            for number in running
+        )
+        place = liveness.place_of_stacks(self._folder)
         try:
-            lines = liveness.stack_of(self._folder, number).read_text(encoding="utf-8").splitlines()
+            if place is None:
+                handle, name = tempfile.mkstemp(prefix="dpo-stacks-", suffix=".txt")
+                os.close(handle)
+                file = Path(name)
+            else:
+                file = place / "stacks.txt"
+            file.write_text(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')}: {what}\n{text}", encoding="utf-8")
+        except OSError as error:
+            return f"their stacks could not be written ({error.strerror or error})"
+        return f"their stacks are in {file}"
+
+    def _written(self, number: int) -> str:
+        try:
+            return liveness.stack_of(self._folder, number).read_text(encoding="utf-8")
         except FileNotFoundError:
-            lines = []
-        return [line for line in lines if line.startswith("  File")] or ["  (it does not say)"]
+            return ""
+
+    def _stack(self, number: int) -> list[str]:
+        """Of a rank's main thread, which is the oldest and comes last."""
+        main = re.split(r"^(?:Current t|T)hread .*$", self._written(number), flags=re.MULTILINE)[-1]
+        lines = [line for line in main.splitlines() if line.startswith("  File")]
+        return lines or ["  (it does not say)"]
+
+
+def _ago(sign: liveness.Sign | None) -> str:
+    return "none yet" if sign is None else f"{(time.monotonic_ns() - sign.at) / 1e9:.0f} s ago"
 
 
 def in_a_hurry(signals: Sequence[float]) -> bool:

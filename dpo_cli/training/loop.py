@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from dpo_cli import faults
+from dpo_cli import faults, liveness
 from dpo_cli.data.plan import Plan
 from dpo_cli.distributed import device, largest, sums, world_size
 from dpo_cli.engine.engine import Engine
@@ -134,7 +134,7 @@ def fit(
         step, lr = plan[index], rate(index - len(passed_over))
         faults.reached("update", index + 1)
         began = time.perf_counter()
-        with hooks.updating(index):
+        with hooks.updating(index), liveness.once_more("update"):
             update = train_step(engine, step, objective, lr, window.sums, state)
         state = update.state
         window.seconds += time.perf_counter() - began

@@ -7,10 +7,13 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +23,7 @@ import yaml
 from helpers.published import RECORD, SETTINGS, make_run
 from huggingface_hub import ModelCard
 
+from dpo_cli import answers
 from dpo_cli.cli import main
 from dpo_cli.commands.card import model_card
 from dpo_cli.commands.pushing import Wanted, push
@@ -38,6 +42,8 @@ class Hub:
     files: list[str] = field(default_factory=list)
     status: dict[str, int] = field(default_factory=dict)
     """Answers to be given instead of the right ones, by the end of the path."""
+    endless: dict[str, Callable[[_Handler], None]] = field(default_factory=dict)
+    """What does not come to an end, by the start of the path."""
     requests: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
     large: dict[str, bytes] = field(default_factory=dict)
 
@@ -76,6 +82,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = urlsplit(self.path).path
         self.hub.requests.append((self.command, path, dict(self.headers), body))
+        for start, act in self.hub.endless.items():
+            if path.startswith(start):
+                with suppress(OSError):
+                    act(self)
+                return None
         for end, status in self.hub.status.items():
             if path.endswith(end):
                 return self._json({"error": "as the test wants"}, status)
@@ -381,6 +392,90 @@ def test_no_network(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
         with pytest.raises(StorageError, match=rf"{endpoint} could not be reached"):
             push(str(run), wanted())
+
+
+def _nothing(to: _Handler) -> None:
+    time.sleep(20)
+
+
+def _slow_head(to: _Handler) -> None:
+    to.wfile.write(b"HTTP/1.1 200 OK\r\nX-More: ")
+    for _ in range(200):
+        to.wfile.write(b"x")
+        time.sleep(0.1)
+
+
+def _slow_body(to: _Handler) -> None:
+    to.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+    for _ in range(200):
+        to.wfile.write(b" ")
+        time.sleep(0.1)
+
+
+def _no_end(to: _Handler) -> None:
+    to.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        to.wfile.write(b" " * 2**20)
+
+
+def _onwards(to: _Handler) -> None:
+    to.wfile.write(
+        b"HTTP/1.1 307 Onwards\r\nConnection: close\r\nContent-Length: 0\r\nLocation: "
+        + to.path.encode()
+        + b"/x\r\n\r\n"
+    )
+
+
+def _later(to: _Handler) -> None:
+    to.wfile.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nRetry-After: 100000\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "act", "words"),
+    [
+        ("/api/repos/create", _nothing, "has not answered in 1 s"),
+        ("/api/repos/create", _slow_head, "has not answered in 1 s"),
+        ("/api/repos/create", _slow_body, "has not answered in 1 s"),
+        ("/api/repos/create", _no_end, "has answered with more than 1,048,576 bytes"),
+        ("/api/repos/create", _onwards, "redirects"),
+        ("/api/models", _slow_body, "has not answered in 1 s"),
+        ("/storage", _slow_body, "has not answered in 1 s"),
+        ("/storage", _later, "wants to be asked again in 100000 s"),
+    ],
+)
+def test_an_answer_without_end(
+    hub: Hub, run: Path, path: str, act: Callable[[_Handler], None], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "SECONDS", 1.0)
+    monkeypatch.setattr(answers, "_MOST_BYTES", 2**20)
+    hub.endless[path] = act
+    started = time.monotonic()
+    with pytest.raises(StorageError, match=f"push: {huggingface_hub.constants.ENDPOINT} .*{words}"):
+        push(str(run), Wanted(REPO, False, None, False, False))
+    assert time.monotonic() - started < 10
+
+
+def test_a_slow_upload_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as bytes are taken."""
+    monkeypatch.setattr(answers, "SECONDS", 0.6)
+    client = answers._client()
+    request = client.build_request("PUT", "http://localhost:1/file", content=iter([b"x"] * 6))
+    taken = []
+
+    def send(sent: Any, **options: Any) -> Any:
+        for chunk in sent.stream:
+            taken.append(chunk)
+            time.sleep(0.3)
+        time.sleep(60 if len(taken) > 6 else 0)
+        return SimpleNamespace(
+            status_code=200, headers={}, read=lambda: b"", num_bytes_downloaded=0, close=lambda: None
+        )
+
+    assert answers._Request(request, send, {}).answer(read=True).status_code == 200
+    assert len(taken) == 6
+    request = client.build_request("PUT", "http://localhost:1/file", content=iter([b"x"] * 2))
+    with pytest.raises(StorageError, match="http://localhost:1 has not answered in 1 s"):
+        answers._Request(request, send, {}).answer(read=True)
 
 
 def test_offline(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
