@@ -134,7 +134,7 @@ def _sweep(words: Sequence[str]) -> int:
             return config
 
         trials = Trials(words, sweep, compose)
-        sweep.run(trials, trials.settings.parallel)
+        sweep.run(trials, trials.settings.parallel, here=not trials.on_slurm)
         return sweep.finish(trials.best())
     if sweep.ranges:
         raise DpoError(f"{sweep.ranges[0]} has no points to go through: draw them with sweep.sampler=tpe")

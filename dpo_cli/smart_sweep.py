@@ -43,6 +43,8 @@ def without_plugin(word: str) -> str:
 class Trials:
     """Points that Optuna draws, and what it learns from how they went."""
 
+    learns = True
+
     def __init__(self, words: Sequence[str], sweep: Sweep, compose: Callable[[Sequence[str]], TrainConfig]) -> None:
         """
         Args:
@@ -66,10 +68,10 @@ class Trials:
         self._sweep, self._compose = sweep, compose
         first = compose([*self._fixed, *(_word(key, _any_of(of)) for key, of in self._space.items())])
         self.settings: SweepConfig = first.sweep
-        if isinstance(first.launch, SlurmConfig):
-            raise DpoError(
-                "sweep.sampler with launch=slurm: a smart sweep waits for its runs; start it inside one job of Slurm's"
-            )
+        self.on_slurm = isinstance(first.launch, SlurmConfig)
+        """Whether its runs are jobs of Slurm's."""
+        if isinstance(first.launch, SlurmConfig) and not first.launch.submit:
+            raise DpoError("launch.submit=false: a smart sweep waits for its runs, and none would run; expected true")
         sweep.go_by(first)
         self._study = _study(sweep.folder, self.settings, first.seed)
         self._metric = self.settings.goal

@@ -33,6 +33,7 @@ from dpo_cli.errors import ConfigError, DpoError, ExitCode, Preempted, one_line
 from dpo_cli.launch import devices
 from dpo_cli.launchers import slurm
 from dpo_cli.launchers.apart import Apart, passing_on
+from dpo_cli.launchers.slurm_jobs import Submitted
 from dpo_cli.overrides import apart
 from dpo_cli.reporting.compare import Goal, goal_of, verdict
 from dpo_cli.reporting.runs import Run, duration, is_run, read_runs
@@ -66,6 +67,9 @@ class Point:
 class Points(Protocol):
     """Where points come from, and who hears how they went."""
 
+    learns: bool
+    """Whether the next point follows from how runs went, so that jobs of Slurm's are waited for as well."""
+
     def draw(self) -> Point | None:
         """The next point; None = there is none any more.
 
@@ -85,6 +89,8 @@ class Points(Protocol):
 
 class Grid:
     """All points that Hydra's sweeper made of the command line."""
+
+    learns = False
 
     def __init__(self) -> None:
         self.points: list[Point] = []
@@ -118,8 +124,9 @@ class Job:
 @dataclass(frozen=True)
 class _Running:
     point: Point
-    job: Apart
+    job: Apart | Submitted
     slot: int
+    """Its share of this machine."""
     stopped: list[bool]
     """Not empty: it was found hopeless."""
 
@@ -213,39 +220,40 @@ class Sweep:
         swept = [word for word in words if word.partition("=")[0] not in self._fixed]
         return re.sub(r"[^\w.,=+-]+", "_", ",".join(swept)) or "job"
 
-    def run(self, points: Points, parallel: int) -> None:
+    def run(self, points: Points, parallel: int, *, here: bool = True) -> None:
         """Run points in processes of their own, until there are no more. What fails is said, and the sweep goes on.
 
         Args:
             points: of ``folder``.
             parallel: how many at a time.
+            here: whether on this machine, of which each has a share then.
 
         Raises:
             Preempted: if a signal came, or stopped a job: somebody wants all of it to end.
         """
-        self._shares = _shares(parallel)
+        self._shares = _shares(parallel) if here else [[] for _ in range(parallel)]
         with self._screen:
             self._run(points, parallel)
 
     def _run(self, points: Points, parallel: int) -> None:
         running: list[_Running] = []
         processes: list[subprocess.Popen[bytes]] = []
-        more, stopping = True, False
+        more, stopping, left_alone = True, False, ""
         with passing_on(processes) as signals:
             while more or running:
                 if len(running) < parallel and more and not (stopping or signals):
                     more = self._begin_next(points, running, parallel)
-                    processes[:] = [one.job.process for one in running]
+                    processes[:] = [one.job.process for one in running if isinstance(one.job, Apart)]
                     continue
                 if stopping or signals:
-                    more = False
+                    more, left_alone = False, left_alone or _leave_to_slurm(running)
                 for one in list(running):
                     stopping |= self._look_after(one, points, running)
                 if self._screen.is_due():
                     self._screen.show(self._goal, points.left(), self._each(), parallel)
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         if stopping or signals:
-            raise Preempted("the sweep was stopped; the same command goes on from here")
+            raise Preempted(f"the sweep was stopped{left_alone}; the same command goes on from here")
 
     def _begin_next(self, points: Points, running: list[_Running], parallel: int) -> bool:
         """Start the next point, unless it is done already; False = there is none."""
@@ -273,7 +281,13 @@ class Sweep:
             return True
         number = len(self._jobs) + len(running) + 1
         if isinstance(point.config.launch, SlurmConfig):
-            self._submit(point, number)
+            if not points.learns:
+                self._submit(point, number)
+                return True
+            submitted = Submitted(point.config)
+            self._note(f"{name}: job {number}, Slurm's {submitted.number}, in {run_dir}")
+            self._screen.began(name, run_dir)
+            running.append(_Running(point, submitted, 0, []))
             return True
         slot = next(slot for slot in range(parallel) if slot not in {one.slot for one in running})
         log = None
@@ -431,6 +445,13 @@ def _not_measured(metric: str, config: TrainConfig) -> str:
     samples = metric_names.of_samples(true_reward=bool(config.eval.true_reward), kl=config.eval.temperature == 1.0)
     known = metric_names.of_run(loss, config.data.eval is not None, samples if config.eval.samples else ())
     return "" if metric in known else f"is no metric of these runs: expected one of {', '.join(known)}"
+
+
+def _leave_to_slurm(running: list[_Running]) -> str:
+    """Wait no longer for Slurm's jobs, which have not heard of what stops the sweep; what to say of them."""
+    jobs = [one.job.number for one in running if isinstance(one.job, Submitted)]
+    running[:] = [one for one in running if isinstance(one.job, Apart)]
+    return f", and Slurm's jobs {', '.join(jobs)} stay in its queue" if jobs else ""
 
 
 def _settings(run_dir: Path) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _estimates(
     kept = activations(settings, batch, precision=precision, kernel=gpu and precision == "bf16", adapter=adapter)
     shape = Shape.of(outline(settings, adapter, precision)[0], config.model.adapter.quantization)
     processes = distributed.sequence_size()
-    work = Work(kept.spread(processes), most_rows(batch, processes), micro_batches, is_capped(settings))
+    work = Work(kept.spread(processes), most_rows(len(batch.rows), processes), micro_batches, is_capped(settings))
 
     def estimates(kind: Checkpointing) -> Estimate:
         layout = layout_of(config, loss, kind, precision=precision, world_size=distributed.world_size(), gpu=gpu)

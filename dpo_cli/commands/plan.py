@@ -13,7 +13,7 @@ import torch
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.layout import offload_of, reference_kind, sampling_of
 from dpo_cli.commands.plan_batch import Source, assumed_group
-from dpo_cli.commands.plan_fit import Candidate, Choice, Run, overrides, room_on, what_fits
+from dpo_cli.commands.plan_fit import Candidate, Choice, Run, overrides, room_on, what_fits, why_not_shared
 from dpo_cli.commands.rows import known_rows
 from dpo_cli.config import PlanConfig
 from dpo_cli.config_adapters import NewAdapterConfig
@@ -30,10 +30,9 @@ from dpo_cli.model.devices import NAMES, TOKENS, Device, detected_gpu, free_memo
 from dpo_cli.model.files import CONFIG_FILE
 from dpo_cli.model.flops import FlopsModel, peak_flops
 from dpo_cli.model.known_shapes import model_config
-from dpo_cli.model.load import not_spread, why_no_groups
+from dpo_cli.model.load import not_spread
 from dpo_cli.model.memory import MOMENTS, Checkpointing, Shape, moment_bytes
 from dpo_cli.model.precision import choose_precision, processor
-from dpo_cli.model.sequence_parallel import why_not
 from dpo_cli.overrides import given
 from dpo_cli.tracking.console import Console
 
@@ -156,7 +155,6 @@ def prepare(config: PlanConfig, console: Console) -> Prepared:
         typical=group,
         longest=longest,
         count=config.plan.rows if config.data.limit is None else min(config.plan.rows, config.data.limit),
-        sequence_parallel=config.engine.sequence_parallel,
     )
     run = Run(
         config=shape_of,
@@ -252,7 +250,7 @@ def _check_spread(config: PlanConfig, machine: Machine, shape: Any) -> None:
     """
     shared_by = config.engine.sequence_parallel
     check_sequence_parallel(shared_by, machine.processes * machine.hosts)
-    if shared_by > 1 and (problem := why_no_groups(shape) or why_not(shape, shared_by)):
+    if shared_by > 1 and (problem := why_not_shared(shape, shared_by)):
         raise not_spread(shared_by, problem)
 
 
@@ -292,6 +290,7 @@ def _choice(config: PlanConfig, machine: Machine) -> Choice:
         budget=budget if budget != "auto" else TOKENS["cuda" if machine.gpu else "cpu"],
         optimizer=config.optim.name,
         checkpointing=config.train.activation_checkpointing,
+        sequence_parallel=config.engine.sequence_parallel,
     )
 
 
@@ -361,7 +360,7 @@ def as_plain(result: Result) -> dict[str, Any]:
             "updates": batches.updates,
             "micro_batches": batches.micro_batches,
             "tokens": batches.tokens,
-            "logits": batches.rows,
+            "logits": batches.rows,  # of all processes that share a micro-batch, as its tokens are
         },
         "costs": dataclasses.asdict(result.costs),
         "disk": dataclasses.asdict(result.disk),

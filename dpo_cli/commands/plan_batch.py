@@ -15,7 +15,6 @@ from dpo_cli.data.plan import MicroBatch, Plan, Step
 from dpo_cli.data.types import Group, Kind, Pair
 from dpo_cli.losses import Loss
 from dpo_cli.model.flops import FlopsModel
-from dpo_cli.model.sequence_parallel import most_rows
 
 _LOOKED_AT = 64
 """Updates whose micro-batches are made to find the largest."""
@@ -31,7 +30,7 @@ class Batches:
     """Of all rows."""
     updates: int
     micro_batches: int
-    """In an update, on each rank; the most there are."""
+    """In an update, on each data rank; the most there are."""
     tokens: int
     """Of the largest micro-batch, all its processes together."""
     largest: FlatBatch
@@ -39,7 +38,7 @@ class Batches:
     share: float
     """How many times as many tokens the largest has."""
     rows: int
-    """Positions that logits are made for, on the process that has most of them."""
+    """Positions of it that logits are made for."""
     update_flops: float
     """Necessary ones of all updates."""
     reference_flops: float
@@ -67,17 +66,14 @@ class Source:
     """Tokens of the longest row that the assumed lengths allow."""
     count: int
     """Rows there are assumed to be."""
-    sequence_parallel: int = 1
-    """Processes that share each row."""
 
     @property
     def assumed(self) -> bool:
         """Whether lengths are assumed."""
         return self.known is None
 
-    def batches(self, budget: int, world_size: int) -> Batches:
-        """With so many tokens a micro-batch, on so many processes."""
-        ranks = world_size // self.sequence_parallel
+    def batches(self, budget: int, ranks: int) -> Batches:
+        """With so many tokens a micro-batch, on so many data ranks."""
         return self._assumed(budget, ranks) if self.known is None else self._real(self.known, budget, ranks)
 
     def _collate(self, groups: Sequence[Group]) -> FlatBatch:
@@ -90,8 +86,8 @@ class Source:
         on_rank = math.ceil(per_update / ranks)
         tokens = max(length, min(budget, on_rank * self.longest))
         together = max(1, min(on_rank, budget // length))
-        batch, whole = self._collate([group] * _LAID_OUT), self._collate([group] * together)
-        most = most_rows(whole, self.sequence_parallel)
+        batch = self._collate([group] * _LAID_OUT)
+        share = tokens / len(batch.input_ids)
         updates = train.epochs * math.ceil(self.count / per_update)
         updates = updates if train.max_steps is None else min(updates, train.max_steps)
         seen = min(updates * per_update, train.epochs * self.count)
@@ -101,8 +97,8 @@ class Source:
             micro_batches=math.ceil(on_rank / together),
             tokens=tokens,
             largest=batch,
-            share=tokens / len(batch.input_ids),
-            rows=round(most * tokens / len(whole.input_ids)),
+            share=share,
+            rows=round(len(batch.rows) * share),
             update_flops=seen * self.update.forward(group),
             reference_flops=self.count * self.forward.forward(group),
             answers=self.count * len(group.answers),
@@ -137,7 +133,7 @@ class Source:
             tokens=len(batch.input_ids),
             largest=batch,
             share=1.0,
-            rows=most_rows(batch, self.sequence_parallel),
+            rows=len(batch.rows),
             update_flops=sum(sum(flops[index] for index in step.groups) for step in steps) / len(steps) * len(plan),
             reference_flops=sum(self.forward.forward(group) for group in every),
             answers=sum(len(group.answers) for group in every),

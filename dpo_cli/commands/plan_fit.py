@@ -13,6 +13,7 @@ from dpo_cli.data.collate import FlatBatch
 from dpo_cli.model.activations import Activations, activations
 from dpo_cli.model.adapters import NewAdapter
 from dpo_cli.model.devices import GPUS, Device
+from dpo_cli.model.load import why_no_groups
 from dpo_cli.model.memory import (
     KINDS,
     Checkpointing,
@@ -26,6 +27,7 @@ from dpo_cli.model.memory import (
     estimate,
     least_checkpointing,
 )
+from dpo_cli.model.sequence_parallel import most_rows, why_not
 
 _STAGES: tuple[tuple[int, Offload], ...] = (
     (0, "none"),
@@ -55,10 +57,16 @@ class Choice:
     """Tokens a micro-batch."""
     optimizer: str
     checkpointing: Checkpointing | Literal["auto"]
+    sequence_parallel: int = 1
+    """Processes that share each row."""
 
     @property
     def world_size(self) -> int:
         return self.processes * self.hosts
+
+    @property
+    def data_ranks(self) -> int:
+        return self.world_size // self.sequence_parallel
 
 
 @dataclass(frozen=True)
@@ -103,23 +111,23 @@ class Run:
             )
 
         @lru_cache
-        def counted(budget: int, world_size: int) -> tuple[Batches, Activations]:
-            batches = self.source.batches(budget, world_size)
+        def counted(budget: int, ranks: int) -> tuple[Batches, Activations]:
+            batches = self.source.batches(budget, ranks)
             key = batches.largest.position_ids.tobytes()  # what is kept depends on lengths alone
             known[key] = batches.largest
-            whole = kept(len(batches.largest.input_ids), key).scaled(batches.share)
-            return batches, whole.spread(self.source.sequence_parallel)
+            return batches, kept(len(batches.largest.input_ids), key).scaled(batches.share)
 
         known: dict[bytes, FlatBatch] = {}
         return counted
 
     def batches(self, choice: Choice) -> Batches:
         """Of a choice."""
-        return self._counted(choice.budget, choice.world_size)[0]
+        return self._counted(choice.budget, choice.data_ranks)[0]
 
     def estimate(self, choice: Choice, checkpointing: Checkpointing, *, gpu: bool) -> Estimate:
         """What a choice takes with a kind of checkpointing."""
-        batches, kept = self._counted(choice.budget, choice.world_size)
+        batches, kept = self._counted(choice.budget, choice.data_ranks)
+        shared_by = choice.sequence_parallel
         layout = Layout(
             precision=self.precision,
             zero_stage=choice.zero_stage,
@@ -131,7 +139,8 @@ class Run:
             sampling=self.sampling,
             gpu=gpu,
         )
-        work = Work(kept, batches.rows, batches.micro_batches, is_capped(self.config))
+        rows = most_rows(batches.rows, shared_by)
+        work = Work(kept.spread(shared_by), rows, batches.micro_batches, is_capped(self.config))
         return estimate(self.shape, work, layout, saves_moments=self.saves_moments)
 
     def look(self, choice: Choice, room: float, *, gpu: bool) -> Candidate:
@@ -170,7 +179,7 @@ class Run:
                 continue
             for exponent in range(10):
                 count = 2**exponent
-                if count % self.source.sequence_parallel:
+                if count % choice.sequence_parallel:
                     continue
                 several = replace(choice, processes=min(count, 8), hosts=max(1, count // 8), offload="none")
                 stages = {several.zero_stage} if count == 1 else {max(several.zero_stage, 2), 3}
@@ -190,6 +199,8 @@ def overrides(before: Choice, after: Choice) -> list[str]:
         words.append(f"train.activation_checkpointing={after.checkpointing}")
     if after.budget != before.budget:
         words.append(f"train.tokens_per_micro_batch={after.budget}")
+    if after.sequence_parallel != before.sequence_parallel:
+        words.append(f"engine.sequence_parallel={after.sequence_parallel}")
     if after.optimizer != before.optimizer:
         words.append(f"optim={after.optimizer}")
     if after.offload != before.offload:
@@ -224,11 +235,24 @@ def _changes(run: Run, choice: Choice, *, gpu: bool) -> Iterator[Choice]:
     least = max(_SMALLEST_BUDGET if gpu else 256, run.source.longest if run.source.assumed and gpu else 0)
     while budgets[-1] // 2 >= least:
         budgets.append(budgets[-1] // 2)
-    for processes, offload, optimizer, kind, budget in product(more, offloads, optimizers, kinds, budgets):
+    for processes, offload, optimizer in product(more, offloads, optimizers):
         stages = [choice.zero_stage, *(stage for stage in (2, 3) if stage > choice.zero_stage)]
-        for stage in stages if processes * choice.hosts > 1 or offload != "none" else stages[:1]:
-            if offload == "none" or stage == 3 or (stage == 2 and offload == "optimizer"):
-                yield Choice(stage, offload, processes, choice.hosts, budget, optimizer, kind)
+        for shared_by, kind, budget in product(_shares(run, choice, processes), kinds, budgets):
+            for stage in stages if processes * choice.hosts > 1 or offload != "none" else stages[:1]:
+                if offload == "none" or stage == 3 or (stage == 2 and offload == "optimizer"):
+                    yield Choice(stage, offload, processes, choice.hosts, budget, optimizer, kind, shared_by)
+
+
+def _shares(run: Run, choice: Choice, processes: int) -> list[int]:
+    """How many processes may share a row: as many as do, or more of those on a host, which exchange fastest."""
+    more = range(choice.sequence_parallel + 1, processes + 1)
+    even = [shared_by for shared_by in more if processes % shared_by == 0]
+    return [choice.sequence_parallel, *(each for each in even if not why_not_shared(run.config, each))]
+
+
+def why_not_shared(config: Any, processes: int) -> str:
+    """Why so many processes can't share rows of a model, as far as its configuration says; empty = they can."""
+    return why_no_groups(config) or why_not(config, processes)
 
 
 def is_capped(config: Any) -> bool:

@@ -71,7 +71,8 @@ def _devices(result: Any) -> str:
 def _advice(result: Any) -> Text:
     text = Text()
     if result.fix is None:
-        text.append("no ZeRO stage, checkpointing, budget of tokens, optimizer or offload makes it fit there\n")
+        text.append("no ZeRO stage, checkpointing, budget of tokens, sharing of rows, optimizer or offload makes it ")
+        text.append("fit there\n")
     if result.smallest:
         counts = ", ".join(f"{count} x {name}" for name, count in result.smallest.items())
         how = "so" if result.words else "as it is"
@@ -86,7 +87,7 @@ def _about(result: Any, config: PlanConfig) -> Table:
     lengths = "lengths are assumed" if result.assumed else "with the rows' own lengths"
     processes = "1 process" if choice.world_size == 1 else f"{choice.world_size} processes"
     where = "each process"
-    if (shared_by := config.engine.sequence_parallel) > 1:
+    if (shared_by := choice.sequence_parallel) > 1:
         processes += f", {shared_by} to a row"
         where = f"every {shared_by} processes"
     return _facts(

@@ -105,7 +105,7 @@ def submit(command: str, config: TrainConfig | EvaluateConfig) -> Job:
         file.write_text(script(command, launch, folder, Path.cwd()), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror}") from None
-    return Job(file, str(folder / "%j.log"), _sbatch(file) if launch.submit else None)
+    return Job(file, log_of(folder.parent), _sbatch(file) if launch.submit else None)
 
 
 def script(command: str, launch: SlurmConfig, folder: Path, cwd: Path) -> str:
@@ -120,10 +120,8 @@ def script(command: str, launch: SlurmConfig, folder: Path, cwd: Path) -> str:
     processes = launch.processes_per_node
     if processes == "auto":
         processes = launch.gpus_per_node or 1
-    # One job at a time has this name: a second one of the same folder waits, and then goes on from where that ended.
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     options: dict[str, object] = {
-        "job-name": f"dpo-{re.sub(r'[^A-Za-z0-9.=-]+', '_', folder.parent.name)[:60]}-{digest}",
+        "job-name": job_name(folder.parent),
         "dependency": "singleton",
         "nodes": launch.nodes,
         "ntasks-per-node": processes,
@@ -133,7 +131,7 @@ def script(command: str, launch: SlurmConfig, folder: Path, cwd: Path) -> str:
         "time": launch.time,
         "partition": launch.partition,
         "account": launch.account,
-        "output": folder / "%j.log",
+        "output": log_of(folder.parent),
         "open-mode": "append",
         "requeue": True,
         "signal": f"B:USR2@{launch.save_before_end}" if launch.save_before_end else None,
@@ -156,6 +154,21 @@ def script(command: str, launch: SlurmConfig, folder: Path, cwd: Path) -> str:
         preempted=int(ExitCode.PREEMPTED),
         requeues=launch.max_requeues,
     )
+
+
+def job_name(run_dir: Path) -> str:
+    """Of a run's job. One at a time has it: a second one of the same folder waits, and goes on from where that ended.
+
+    Args:
+        run_dir: absolute.
+    """
+    digest = hashlib.sha256(str(run_dir / "slurm").encode()).hexdigest()[:8]
+    return f"dpo-{re.sub(r'[^A-Za-z0-9.=-]+', '_', run_dir.name)[:60]}-{digest}"
+
+
+def log_of(run_dir: Path) -> str:
+    """Where a run's output will be; ``%j`` is its job's number."""
+    return str(run_dir / "slurm" / "%j.log")
 
 
 def _word(value: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from dpo_cli.data.collate import FlatBatch
 from dpo_cli.model.attention import Segments
 from dpo_cli.model.dropout import Noise
 from dpo_cli.model.logprobs import token_concentration, token_logps
-from dpo_cli.model.sequence_parallel import own_share, together
+from dpo_cli.model.sequence_parallel import evened_out, own_share, together
 from dpo_cli.transfer import on_device
 
 
@@ -59,7 +61,8 @@ class Policy(nn.Module):
         # is used but once in it.
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             if self.groups or self.spread:
-                logits = run_row(self.model, own, own.rows, Segments(batch.layouts, device, spread=self.spread))
+                with evened_out(self.model.get_output_embeddings(), batch) if self.spread else nullcontext():
+                    logits = run_row(self.model, own, own.rows, Segments(batch.layouts, device, spread=self.spread))
             else:
                 logits = self._padded(batch, device)
         rows, targets = torch.from_numpy(own.token_rows), torch.from_numpy(own.targets)

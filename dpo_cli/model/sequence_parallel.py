@@ -2,20 +2,23 @@
 
 Jacobs et al. 2023, "DeepSpeed Ulysses". All of a model but its attention looks at one token at a time, so each process
 holds a slice of the row. At each attention an all-to-all turns "my tokens, all heads" into "all tokens, my heads", and
-another one turns the result back. The slices' log-probs are put together, so every process has the same loss; its
-gradients are those of its own tokens, and their sum over the processes is the gradient of the loss.
+another one turns the result back. Before the head, the positions that logits are made for are dealt out evenly, as
+answers may all lie in one slice. Log-probs are put together, so every process has the same loss; its gradients are
+those of its own tokens, and their sum over the processes is the gradient of the loss.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM
@@ -49,10 +52,9 @@ def why_not(config: Any, processes: int) -> str:
     return ""
 
 
-def most_rows(batch: FlatBatch, processes: int) -> int:
-    """Positions that logits are made for in the slice that has most of them."""
-    length = slice_length(len(batch.input_ids), processes)
-    return int(np.bincount(batch.rows // length).max())
+def most_rows(rows: int, processes: int) -> int:
+    """Of so many positions that logits are made for, how many a process makes at most."""
+    return -(-rows // processes)
 
 
 def slice_length(tokens: int, processes: int) -> int:
@@ -75,25 +77,64 @@ def own_share(batch: FlatBatch) -> tuple[FlatBatch, np.ndarray]:
     """What this process holds of a batch.
 
     Returns:
-        The batch with ``input_ids`` and ``position_ids`` of its slice, padded, and ``rows``, ``token_rows`` and
-        ``targets`` of what is predicted there, counted from the slice's start; all else is still of the whole row. And
-        ``[own]``, which of the row's N predicted tokens these are.
+        The batch with ``input_ids`` and ``position_ids`` of its slice, padded, and its ``rows``, counted from the
+        slice's start; ``token_rows`` and ``targets`` of what is predicted where this process makes the logits; all
+        else is still of the whole row. And ``[own]``, which of the row's N predicted tokens these are.
     """
     part = own_slice(len(batch.input_ids))
     ids, positions = np.zeros((2, part.stop - part.start), dtype=np.int64)
     there = batch.input_ids[part]
     ids[: len(there)], positions[: len(there)] = there, batch.position_ids[part]
-    first, end = np.searchsorted(batch.rows, (part.start, part.stop))
-    predicted = np.flatnonzero((batch.token_rows >= first) & (batch.token_rows < end))
+    held, made = _ends(batch)
+    (first, end), (first_made, end_made) = (ends[sequence_rank() : sequence_rank() + 2] for ends in (held, made))
+    predicted = np.flatnonzero((batch.token_rows >= first_made) & (batch.token_rows < end_made))
     own = replace(
         batch,
         input_ids=ids,
         position_ids=positions,
         rows=batch.rows[first:end] - part.start,
-        token_rows=batch.token_rows[predicted] - first,
+        token_rows=batch.token_rows[predicted] - first_made,
         targets=batch.targets[predicted],
     )
     return own, predicted
+
+
+@contextmanager
+def evened_out(head: nn.Module, batch: FlatBatch) -> Iterator[None]:
+    """Inside, a model's head is given the states that this process makes logits of, not those of its slice.
+
+    Args:
+        head: that is called once, with ``[1, rows of the slice, width]``.
+        batch: of the whole row.
+    """
+    held, made = _ends(batch)
+    own = sequence_rank()
+    sent = [_common(held, own, made, other) for other in range(sequence_size())]
+    received = [_common(held, other, made, own) for other in range(sequence_size())]
+
+    def deal_out(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return exchange(args[0][0], sent, received)[None], *args[1:]
+
+    handle = head.register_forward_pre_hook(deal_out)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _ends(batch: FlatBatch) -> tuple[list[int], list[int]]:
+    """Of the R positions that logits are made for, those of process n, from number n to number n + 1 of a list: in its
+    slice, and those whose logits it makes."""
+    processes, count = sequence_size(), len(batch.rows)
+    length = slice_length(len(batch.input_ids), processes)
+    held = np.searchsorted(batch.rows, length * np.arange(processes + 1)).tolist()
+    return held, [count * process // processes for process in range(processes + 1)]
+
+
+def _common(one: Sequence[int], number: int, other: Sequence[int], number_of_other: int) -> int:
+    """How much a stretch of one list of ends has in common with a stretch of another."""
+    end = min(one[number + 1], other[number_of_other + 1])
+    return max(0, end - max(one[number], other[number_of_other]))
 
 
 def together(own: Tensor, places: np.ndarray, count: int) -> Tensor:
@@ -154,9 +195,15 @@ def own_heads(sinks: Tensor) -> Tensor:
     return own
 
 
-def exchange(parts: Tensor) -> Tensor:
-    """Give part n of ``[processes, ...]`` to process n of the group; part n of what comes back is from process n."""
-    result: Tensor = _Exchange.apply(parts)
+def exchange(parts: Tensor, sent: list[int] | None = None, received: list[int] | None = None) -> Tensor:
+    """Give part n of ``[processes, ...]`` to process n of the group; part n of what comes back is from process n.
+
+    Args:
+        parts: where they are of unequal length, end to end.
+        sent: lengths of the parts for each process; None = 1 each.
+        received: of the parts from each.
+    """
+    result: Tensor = _Exchange.apply(parts, sent, received)
     return result
 
 
@@ -164,20 +211,21 @@ class _Exchange(torch.autograd.Function):
     """Its own adjoint: a gradient goes back the way that its number came."""
 
     @staticmethod
-    def forward(ctx: Any, parts: Tensor) -> Tensor:
-        return _all_to_all(parts)
+    def forward(ctx: Any, parts: Tensor, sent: list[int] | None, received: list[int] | None) -> Tensor:
+        ctx.lengths = sent, received
+        return _all_to_all(parts, sent, received)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _all_to_all(grads[0])
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        sent, received = ctx.lengths
+        return _all_to_all(grads[0], received, sent), None, None
 
 
-def _all_to_all(parts: Tensor) -> Tensor:
-    parts = parts.contiguous()
-    received = torch.empty_like(parts)
-    dist.all_to_all_single(received, parts, group=sequence_group())
-    return received
+def _all_to_all(parts: Tensor, sent: list[int] | None, received: list[int] | None) -> Tensor:
+    result = parts.new_empty((len(parts) if received is None else sum(received), *parts.shape[1:]))
+    dist.all_to_all_single(result, parts.contiguous(), received, sent, group=sequence_group())
+    return result
 
 
 class _Together(torch.autograd.Function):

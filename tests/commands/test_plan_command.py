@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from dpo_cli.cli import as_overrides, main
 from dpo_cli.commands.layout import HEADROOM
 from dpo_cli.commands.plan import Result, plan, prepare
+from dpo_cli.commands.plan_fit import _changes
 from dpo_cli.commands.rows import load_rows
 from dpo_cli.data.collate import flat_length
 from dpo_cli.errors import DpoError
@@ -78,6 +79,38 @@ def test_processes_that_share_rows_hold_a_part_of_the_activations_each() -> None
 def test_rows_that_cant_be_shared_are_refused_as_by_the_run(processes: int, size: int, problem: str) -> None:
     with pytest.raises(DpoError, match=rf"^engine\.sequence_parallel={size}: .*{problem}"):
         planned("+experiment=zephyr", f"launch.num_processes={processes}", f"engine.sequence_parallel={size}")
+
+
+LONG = ["+experiment=zephyr", "plan.device=a100_40gb", "launch.num_processes=8", "data.max_length=65536"]
+LONG += ["data.max_prompt_length=null", "plan.prompt_tokens=60000", "plan.answer_tokens=2000"]
+
+
+def test_a_row_too_long_for_a_device_is_proposed_to_be_shared() -> None:
+    """Fewer tokens a micro-batch are of no use then, as it has one row; with the proposal the run fits, and with fewer
+    processes to a row it does not."""
+    alone = planned(*LONG)
+    assert alone.batches.tokens == 64000 - 2 > 16384
+    assert alone.chosen.checkpointing == "full"
+    assert not alone.chosen.fits
+    assert alone.fix is not None
+    assert alone.fix.choice.sequence_parallel > 1
+    assert f"engine.sequence_parallel={alone.fix.choice.sequence_parallel}" in alone.words
+    there = planned(*LONG, *alone.words)
+    assert there.chosen.fits
+    assert there.chosen.estimate == alone.fix.estimate
+    less = [word for word in alone.words if "sequence_parallel" not in word]
+    assert not planned(*LONG, *less, f"engine.sequence_parallel={alone.fix.choice.sequence_parallel // 2}").chosen.fits
+
+
+def test_only_as_many_are_proposed_to_share_a_row_as_the_model_allows() -> None:
+    """Qwen2.5 0.5B has 14 heads, so of 8 processes two may; Llama 3 8B has 32, and 8 key heads."""
+    for path, sizes in (("Qwen/Qwen2.5-0.5B", {1, 2}), ("princeton-nlp/Llama-3-Base-8B-SFT", {1, 2, 4, 8})):
+        words = ["data.path=x/y", "plan.device=h100", "launch.num_processes=8", f"model.path={path}"]
+        prepared = prepare(composed("plan", words), Console(silent=True))
+        tried = {choice.sequence_parallel for choice in _changes(prepared.run, prepared.choice, gpu=True)}
+        assert tried == sizes
+        alone = replace(prepared.choice, processes=1)
+        assert {c.sequence_parallel for c in _changes(prepared.run, alone, gpu=True) if c.processes == 1} == {1}
 
 
 def test_left_open_it_is_what_fits(capsys: pytest.CaptureFixture[str]) -> None:

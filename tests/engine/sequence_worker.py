@@ -25,7 +25,7 @@ from dpo_cli.model import attention
 from dpo_cli.model.attention import Segments, group_attention
 from dpo_cli.model.attention_varlen import Found, Kernel, plain
 from dpo_cli.model.checkpointing import checkpoint_layers
-from dpo_cli.model.sequence_parallel import exchange, own_slice, padded_length, to_heads, to_tokens
+from dpo_cli.model.sequence_parallel import exchange, own_share, own_slice, padded_length, to_heads, to_tokens
 from dpo_cli.objective import Objective
 from dpo_cli.reference.compute import fill
 from dpo_cli.reference.store import ReferenceStore
@@ -132,6 +132,21 @@ def reference(out: Path) -> None:
     assert store.missing(groups) == (list(range(len(groups))) if lacking else [])
 
 
+def logits(out: Path) -> None:
+    """Positions that logits are made for here."""
+    policy = case.policy_of("llama", True, "float32", spread=True)
+    made: list[int] = []
+    policy.model.lm_head.register_forward_hook(lambda head, args, output: made.append(output.shape[1]))
+    found = {}
+    for rows, groups in {**case.ROWS, "long": lambda: [case.long_group()]}.items():
+        with torch.no_grad():
+            policy(collate(groups()))
+        found[rows] = made[-1]
+    found["long, of the slice"] = len(own_share(collate([case.long_group()]))[0].rows)
+    assert len(made) == len(found) - 1
+    (out / f"logits-{distributed.rank()}.json").write_text(json.dumps(found))
+
+
 def memory(out: Path) -> None:
     """Bytes that the forward pass of a long row keeps, whole and spread."""
     kept = {}
@@ -191,5 +206,5 @@ if __name__ == "__main__":
     if job == "runs":
         runs(Path(folder), [case.Run(*run) for run in more[0]])
     else:
-        {each.__name__: each for each in (exchanges, sinks, families, memory, reference)}[job](Path(folder))
+        {each.__name__: each for each in (exchanges, sinks, families, logits, memory, reference)}[job](Path(folder))
     distributed.stop()

@@ -82,13 +82,18 @@ def test_each_process_keeps_its_share_of_a_long_row(tmp_path: Path) -> None:
         assert spread == pytest.approx(estimated, rel=0.03)
 
 
-def test_where_most_is_predicted_is_found() -> None:
-    batch = collate([case.long_group()])
-    assert len(batch.input_ids) == 234
-    assert len(batch.rows) == 35
-    assert most_rows(batch, 1) == most_rows(batch, 2) == 35
-    assert most_rows(batch, 6) == 35  # the last 39 tokens
-    assert most_rows(batch, 13) == 18
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.faults)])
+def test_logits_are_made_in_even_parts(tmp_path: Path, size: int) -> None:
+    """Also where all answers lie in the last slice."""
+    run_ranks(WORKER, ["logits", size, str(tmp_path)], size, tmp_path)
+    made = [json.loads((tmp_path / f"logits-{rank}.json").read_text()) for rank in range(size)]
+    for rows, groups in {**case.ROWS, "long": lambda: [case.long_group()]}.items():
+        count = len(collate(groups()).rows)
+        parts = [found[rows] for found in made]
+        assert sum(parts) == count
+        assert max(parts) == most_rows(count, size)
+        assert max(parts) - min(parts) <= 1
+    assert [found["long, of the slice"] for found in made] == [0] * (size - 1) + [35]
 
 
 REFUSED = {

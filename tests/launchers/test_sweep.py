@@ -420,7 +420,7 @@ def test_a_range_has_no_points() -> None:
         (["sweep.sampler=tpe", "loss.beta=interval(1, 0.1)"], "expected interval"),
         (["sweep.sampler=tpe", "loss.beta=tag(log, interval(0, 0.1))"], "above 0"),
         (["sweep.sampler=tpe", "loss.beta=0.1"], "needs something to draw"),
-        (["sweep.sampler=tpe", "loss.beta=0.1,0.2", "launch=slurm"], "waits for its runs"),
+        (["sweep.sampler=tpe", "loss.beta=0.1,0.2", "launch=slurm", "launch.submit=false"], "waits for its runs"),
         (["sweep.sampler=tpe", "loss.beta=0.1,0.2", "data.eval=null", "train.eval_every=null"], "needs held-out rows"),
     ],
 )
