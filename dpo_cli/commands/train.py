@@ -17,7 +17,7 @@ from dpo_cli.commands.hooks import RunHooks, is_of, open_file, start_trackers, t
 from dpo_cli.commands.parts import Reference, Scorer, Setup, resolve_precision, resolve_token_budget
 from dpo_cli.commands.places import policy_files, reference_place
 from dpo_cli.commands.report import config_yaml, show_outcome, show_samples
-from dpo_cli.commands.resume import check_same_run, find_checkpoint, load_weights, update_settings
+from dpo_cli.commands.resume import check_same_run, find_checkpoint, load_weights, precision_of, update_settings
 from dpo_cli.commands.revisions import check_revisions, commits_of
 from dpo_cli.commands.rows import Rows, describe_rows, load_rows
 from dpo_cli.commands.writable import check_writable
@@ -32,7 +32,7 @@ from dpo_cli.engine.offload import check_offload
 from dpo_cli.engine.optimizers import check_optimizer
 from dpo_cli.engine.schedule import learning_rate
 from dpo_cli.engine.settings import deepspeed_config, resolve_stage
-from dpo_cli.errors import DpoError, ExitCode, NumericsError
+from dpo_cli.errors import CheckpointError, DpoError, ExitCode, NumericsError
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.losses import Loss, Sums, make_loss
 from dpo_cli.metric_names import of_samples
@@ -93,6 +93,10 @@ def _check_folder(config: TrainConfig) -> None:
         check_writable(folder, "run_dir", "choose another folder, or have its owner let you write there")
     if config.run_dir is not None and not _goes_on_in(run_dir, config.resume):
         check_free(run_dir)
+    if config.run_dir is not None and (run_dir / "final").is_mount():
+        raise DpoError(
+            f"run_dir: {run_dir / 'final'} is a mount point, and is to be replaced as a whole: mount {run_dir}"
+        )
 
 
 def _check_measured(config: TrainConfig, loss: Loss) -> None:
@@ -139,7 +143,7 @@ def _in_folder(
     data = fingerprint(rows.data.train)
     resumed = None if known is None else find_checkpoint(config.resume, known, console)
     if resumed is not None:
-        precision_before = str(resumed.state.settings["train.precision"])
+        precision_before = precision_of(resumed)
     precision = str(
         distributed.from_first(resolve_precision(config.train.precision, config.reference.cache_dir, precision_before))
     )
@@ -158,7 +162,7 @@ def _in_folder(
     record = RunRecord(run_dir, writes=first)
     begun = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     start = {"at": begun, "update": resumed.state.step if resumed else 0, "after": record.values.get("status")}
-    record.update(starts=[*record.values.get("starts", []), start], process=this_process())
+    record.update(starts=[*(record.values.get("starts") or []), start], process=this_process())
     if resumed is not None and (other := differing_versions(record.values.get("versions") or {})):
         console.warn(
             f"the run goes on under other versions than before: {other}; it is the run it was, but not to the bit"
@@ -167,7 +171,7 @@ def _in_folder(
     record.update(data={**rows.data.counts, "fingerprint": data}, precision=precision)
     console.say(describe_rows(rows, loss.kind))
     try:
-        _Run(config, loss, rows, data, precision, run_dir, record, console, stop).go(resumed, started)
+        samples = _Run(config, loss, rows, data, precision, run_dir, record, console, stop).go(resumed, started)
     except BaseException as error:
         code = int(error.exit_code if isinstance(error, DpoError) else ExitCode.INTERNAL)
         status = "preempted" if code == ExitCode.PREEMPTED else "failed"
@@ -176,6 +180,10 @@ def _in_folder(
         if first and code == ExitCode.USAGE and config.resume == "none" and not (run_dir / "metrics.jsonl").exists():
             _leave_no_trace(run_dir, made)
         raise
+    if "DPO_SWEEP" not in os.environ:  # the sweep's own table follows
+        if samples is not None:
+            show_samples(console, *samples)
+        show_outcome(console, run_dir, record.values)
 
 
 def _hold(run_dir: Path | None, first: bool, folder: ExitStack) -> None:
@@ -225,8 +233,8 @@ class _Run:
     console: Console
     stop: StopRequest
 
-    def go(self, resumed: Checkpoint | None, started: float) -> None:
-        """Everything, in order."""
+    def go(self, resumed: Checkpoint | None, started: float) -> tuple[Samples, Samples] | None:
+        """Everything, in order; returns the answers sampled before and after, if there are both."""
         config = self.config
         room = room_here()
         check_optimizer(config.optim.name, self._zero_stage(), distributed.device())
@@ -284,11 +292,7 @@ class _Run:
         engine.destroy()
         if isinstance(reference.live, Frozen):
             reference.live.destroy()
-        if "DPO_SWEEP" in os.environ:  # the sweep's own table follows
-            return
-        if before is not None and after is not None:
-            show_samples(self.console, before, after)
-        show_outcome(self.console, self.run_dir, self.record.values)
+        return None if before is None or after is None else (before, after)
 
     def _reference(self, setup: Setup, scorer: Scorer) -> Reference:
         needed = self.loss.needs_reference
@@ -473,6 +477,8 @@ class _Run:
             hooks.best, hooks.loss_state = resumed.state.best, resumed.state.loss
             hooks.saved = start if is_of(resumed, self.run_dir) else None
             if resumed.state.pending and hooks.first:
+                if len(resumed.state.pending) != len(hooks.window.sums.values):
+                    raise CheckpointError(f"{resumed.folder}: its sums are not of this loss's metrics")
                 hooks.window.sums.values = resumed.state.pending
 
         def rate(index: int) -> float:
