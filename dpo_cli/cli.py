@@ -8,14 +8,15 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from dpo_cli import __version__
 from dpo_cli.environment import check_interpreter, loading_libraries
-from dpo_cli.errors import DpoError, ExitCode, one_line
+from dpo_cli.errors import DpoError, ExitCode, one_line, printable
 from dpo_cli.secret import check_words, hide
-from dpo_cli.stopping import STOPPABLE, stop_on_signals
+from dpo_cli.stopping import STOPPABLE, stop_on_signals, unwind_on_signals
+from dpo_cli.streams import give_up_unwritten, open_closed_streams, unfailing_stderr
 
 COMMANDS = {
     "train": "train a model on preferences; -m sweeps over values",
@@ -61,32 +62,47 @@ exit codes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    open_closed_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     _keep_out_of_this_folder()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # A terminal may lack a letter, and the name of a file may have bytes that are none.
         sys.stdout.reconfigure(errors="backslashreplace")
+    with unfailing_stderr():
+        return _ended(words)
+
+
+def _ended(words: list[str]) -> int:
+    """Run a command and say how it ended, if not well; returns the exit code."""
     try:
         with loading_libraries():
-            return _run(words)
+            code = _run(words)
+        sys.stdout.flush()
+        return code
     except DpoError as error:
-        print(hide(f"dpo: {error}"), file=sys.stderr)
+        _say(f"dpo: {error}")
         return int(error.exit_code)
     except KeyboardInterrupt:
-        print("dpo: interrupted", file=sys.stderr)
+        _say("dpo: interrupted")
         return 130
     except BrokenPipeError:  # `dpo ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up_unwritten(sys.stdout)
         return int(ExitCode.IO)
     except OSError as error:
-        print(hide(f"dpo: {describe(error)}"), file=sys.stderr)
+        _say(f"dpo: {describe(error)}")
         if os.environ.get("DPO_TRACEBACK"):
-            print(hide(traceback.format_exc()), end="", file=sys.stderr)
+            _say(traceback.format_exc())
+        give_up_unwritten(sys.stdout)
         return int(ExitCode.IO)
     except Exception:
-        print(hide(traceback.format_exc()), end="", file=sys.stderr)
-        print("dpo: this is a bug in dpo or in a library it uses, not in your input", file=sys.stderr)
+        _say(traceback.format_exc())
+        _say("dpo: this is a bug in dpo or in a library it uses, not in your input")
         return int(ExitCode.INTERNAL)
+
+
+def _say(text: str) -> None:
+    """On standard error, without secrets and without letters that a terminal would act on."""
+    print(printable(hide(text.rstrip())), file=sys.stderr)
 
 
 def _keep_out_of_this_folder() -> None:
@@ -186,7 +202,8 @@ def _run(words: list[str]) -> int:
         case "merge":
             from dpo_cli.commands.merge import run as merge
 
-            merge(rest)
+            with unwind_on_signals():
+                merge(rest)
         case "doctor":
             from dpo_cli.commands.doctor import run as doctor
 
@@ -194,7 +211,8 @@ def _run(words: list[str]) -> int:
         case "push":
             from dpo_cli.commands.push import run as push
 
-            push(rest)
+            with unwind_on_signals():
+                push(rest)
         case "completion":
             from dpo_cli.completion import script
 
@@ -212,7 +230,7 @@ def _run(words: list[str]) -> int:
             from dpo_cli.launchers.outer import said_once
 
             words = files_as_overrides(rest) if name == "score" else as_overrides(name, rest)
-            with said_once(), stop_on_signals() if name in STOPPABLE else nullcontext():
+            with said_once(), stop_on_signals() if name in STOPPABLE else unwind_on_signals():
                 return run_command(name, words)
         case _:
             near = difflib.get_close_matches(name, [*COMMANDS, *HELPERS], n=1)

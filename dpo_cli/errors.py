@@ -91,6 +91,19 @@ def one_line(text: str, longest: int = 400) -> str:
     if len(text) > longest:
         tail = longest // 3
         text = f"{text[: longest - tail]} ... {text[-tail:]}"
+    return printable(text, keep="")
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """Text in which nothing is left that a terminal would act on: colours, cursors, the direction of writing.
+
+    Args:
+        text: perhaps of strangers.
+        keep: letters that stay though they can't be seen.
+    """
+    if text.isprintable():
+        return text
     return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+        letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
     )

@@ -114,10 +114,18 @@ def read(run_dir: Path, unread: list[str] | None = None) -> dict[str, Any]:
 
     Args:
         run_dir: of the run.
-        unread: takes what could not be read, for people.
+        unread: takes what could not be read, for people; None = an error of the file system is raised.
+
+    Raises:
+        OSError: then.
     """
     path = run_dir / "run.json"
-    record = from_json(path.read_bytes()) if path.is_file() else None
+    record = None
+    try:
+        record = from_json(path.read_bytes()) if path.is_file() else None
+    except OSError:
+        if unread is None:
+            raise
     if isinstance(record, dict):
         return shaped(record, _RECORD, f"{path.name}: ", unread)
     if unread is not None and path.exists():

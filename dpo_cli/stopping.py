@@ -83,6 +83,24 @@ def leave_terminal() -> None:
 
 
 @contextmanager
+def unwind_on_signals() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end a command that has nothing to save as Ctrl-C does, by an exception: what it has half
+    written is removed on the way. The exit code is the usual one of a process that a signal ended."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP) if number in heeded()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn SIGNALS into an end with exit code 75: at once, or inside ``waiting`` when the state is saved.
 

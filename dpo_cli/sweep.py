@@ -22,7 +22,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from dpo_cli import metric_names
@@ -39,6 +38,7 @@ from dpo_cli.reporting.compare import Goal, goal_of, verdict
 from dpo_cli.reporting.runs import Run, duration, is_run, read_runs
 from dpo_cli.run_folder import read
 from dpo_cli.sweep_view import Screen, State
+from dpo_cli.tracking.console import Terminal
 
 # Words of the command line that don't change what is run.
 _WITHOUT_EFFECT = (
@@ -390,7 +390,7 @@ class Sweep:
             values += [f"{computed[job.name]:,}"] * len(more)
             table.add_row(job.name, job.outcome, *values, f"{record.get('seconds', 0):.0f}")
         # Where nobody watches, lines may be as long as they need to be.
-        Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+        Terminal(width=None if sys.stdout.isatty() else 160).print(table)
         self._say_best()
         if remark:
             print(remark)

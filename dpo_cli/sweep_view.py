@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Literal, get_args
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +22,7 @@ from dpo_cli.errors import one_line
 from dpo_cli.reporting.compare import Goal
 from dpo_cli.reporting.runs import duration, inside, planned
 from dpo_cli.run_folder import read
+from dpo_cli.tracking.console import Terminal
 from dpo_cli.tracking.metrics_file import NewLines
 from dpo_cli.tracking.progress import finite, parsed
 
@@ -102,7 +103,7 @@ class Screen:
         Args:
             title: above the table.
         """
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Terminal(stderr=True)
         self.live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._title = title
         self._runs: dict[str, Watched] = {}

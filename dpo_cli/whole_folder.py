@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -90,28 +90,67 @@ def leftovers(folder: Path, name: str = "*", writer: str = "") -> list[Path]:
 
 
 @contextmanager
-def in_place_of(folder: Path, partial: Path) -> Iterator[Path]:
+def in_place_of(folder: Path, partial: Path, *, replace: bool = True) -> Iterator[Path]:
     """An empty folder that takes the place of ``folder`` once everything is in it, and is removed if that fails.
 
     Args:
-        folder: the final name; what is there is replaced.
+        folder: the final name.
         partial: the name until then, on the same file system; what a killed process left there is removed.
+        replace: whether what is at ``folder`` is replaced, if it is more than an empty folder.
 
     Raises:
-        OSError: it can't be written.
+        OSError: it can't be written, or another process is writing it; what was there still is.
     """
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove_leftover(partial)
+    partial.mkdir(parents=True)
+    handle = os.open(partial, os.O_RDONLY)
     try:
-        partial.mkdir(parents=True)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
         for path in [*partial.rglob("*"), partial]:
             sync(path)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        sync_parents(folder)
+        with out_of_the_way(folder) if replace else nullcontext():
+            partial.rename(folder)
+            sync_parents(folder)
     finally:
+        os.close(handle)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftover(partial: Path) -> None:
+    """
+    Raises:
+        BlockingIOError: it is no leftover: a process is at work in it.
+    """
+    if partial.is_dir():
+        handle = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(errno.EBUSY, "another process is writing it", str(partial)) from None
+        except OSError:  # a file system without locks
+            pass
+        finally:
+            os.close(handle)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def out_of_the_way(folder: Path) -> Iterator[None]:
+    """Inside, what is at ``folder`` has another name; afterwards it is gone, or if that fails, has its own again."""
+    if not folder.exists():
+        yield
+        return
+    before = folder.with_name(f".replaced-{folder.name}")
+    shutil.rmtree(before, ignore_errors=True)
+    folder.rename(before)
+    try:
+        yield
+    except BaseException:
+        before.rename(folder)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

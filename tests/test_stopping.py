@@ -7,13 +7,13 @@ import pty
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
 from dpo_cli import stopping
 from dpo_cli.errors import ExitCode, Preempted
-from dpo_cli.stopping import SIGNALS, stop_on_signals
+from dpo_cli.stopping import SIGNALS, stop_on_signals, unwind_on_signals
 
 
 def send(number: int) -> None:
@@ -65,6 +65,22 @@ def test_a_library_in_the_way_changes_nothing(library: Callable[[], None]) -> No
 def test_another_error_stays_what_it_is() -> None:
     with pytest.raises(ZeroDivisionError), stop_on_signals():
         1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_with_nothing_to_save_is_unwound(number: int) -> None:
+    before = signal.getsignal(number)
+    removed: list[str] = []
+
+    def command() -> None:
+        with unwind_on_signals(), ExitStack() as stack:
+            stack.callback(removed.append, "what was half written")
+            send(number)
+
+    with pytest.raises(SystemExit) as found:
+        command()
+    assert (found.value.code, removed) == (128 + number, ["what was half written"])
+    assert signal.getsignal(number) is before
 
 
 def test_nohup_is_heeded() -> None:

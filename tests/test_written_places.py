@@ -19,7 +19,7 @@ from dpo_cli.cli import describe, main
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.errors import DpoError
 from dpo_cli.run_folder import RunRecord, differing_versions, held, identity, this_process
-from dpo_cli.whole_folder import leftovers, why_not_writable, write_file
+from dpo_cli.whole_folder import in_place_of, leftovers, why_not_writable, write_file
 
 
 @pytest.fixture
@@ -108,6 +108,52 @@ def test_what_was_not_finished_is_known_by_its_writer(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == [mine]
     assert leftovers(tmp_path, "b*") == []
     assert leftovers(tmp_path, "a*", "3-of-16") == [others]
+
+
+def failing_rename(monkeypatch: pytest.MonkeyPatch, target: Path) -> None:
+    ordinary = Path.rename
+
+    def rename(path: Path, to: Path) -> Path:
+        if to == target and path.name.startswith(".partial"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return ordinary(path, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+
+
+def test_a_folder_is_replaced_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, partial = tmp_path / "final", tmp_path / ".partial-final"
+    for text in ("first", "second"):
+        with in_place_of(folder, partial) as place:
+            (place / "a").write_text(text)
+    assert (folder / "a").read_text() == "second"
+    failing_rename(monkeypatch, folder)
+    with pytest.raises(OSError, match="Input/output error"), in_place_of(folder, partial) as place:
+        (place / "a").write_text("third")
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    assert (folder / "a").read_text() == "second"
+
+
+def test_two_do_not_write_one_folder(tmp_path: Path) -> None:
+    folder, partial = tmp_path / "merged", tmp_path / ".partial-merged"
+    partial.mkdir()
+    (partial / "leftover").touch()  # of one that was killed
+    with in_place_of(folder, partial) as place:
+        (place / "a").write_text("first")
+        with pytest.raises(BlockingIOError, match="another process is writing it"), in_place_of(folder, partial):
+            pass
+    assert [path.name for path in folder.iterdir()] == ["a"]
+
+
+def test_what_somebody_else_put_there_meanwhile_stays(tmp_path: Path) -> None:
+    folder, partial = tmp_path / "merged", tmp_path / ".partial-merged"
+    folder.mkdir()
+    with in_place_of(folder, partial, replace=False) as place:
+        (place / "a").write_text("mine")
+    assert (folder / "a").read_text() == "mine"
+    with pytest.raises(OSError, match="not empty"), in_place_of(folder, partial, replace=False) as place:
+        (place / "a").write_text("other")
+    assert (folder / "a").read_text() == "mine"
 
 
 def test_a_run_has_its_folder_alone(tmp_path: Path) -> None:

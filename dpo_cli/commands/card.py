@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from transformers.utils import cached_file
 from dpo_cli.commands.places import policy_files
 from dpo_cli.commands.public import hub_id, public_name, public_yaml
 from dpo_cli.config import TrainConfig
+from dpo_cli.errors import one_line
 from dpo_cli.losses.loss import Modifiers
 from dpo_cli.losses.registry import LOSSES
 from dpo_cli.model.adapters import Adapter
 from dpo_cli.model.files import ModelFiles
+from dpo_cli.run_folder import from_json
 
 FOLDER = "THIS_FOLDER"
 """Stands in the card's code where the model is, until it has a place on the hub."""
@@ -81,16 +84,25 @@ def license_of(files: ModelFiles) -> dict[str, str]:
                 _raise_exceptions_for_gated_repo=False,
             )
             file = Path(str(found))
-        try:
-            values = (
-                ModelCard.load(file, ignore_metadata_errors=True).data.to_dict()
-                if name == "README.md"
-                else json.loads(file.read_text(encoding="utf-8"))
-            )
-        except (OSError, ValueError, TypeError, yaml.YAMLError):  # none, or not one that can be read
-            continue
-        if isinstance(values.get("license"), str):
-            return {key: values[key] for key in _LICENSE if isinstance(values.get(key), str)}
+        values = None
+        with suppress(OSError):
+            if file.is_file():
+                text = file.read_text(encoding="utf-8", errors="replace")
+                values = metadata_of(text) if name == "README.md" else from_json(text)
+        if isinstance(values, dict) and isinstance(values.get("license"), str):
+            return {key: one_line(values[key]) for key in _LICENSE if isinstance(values.get(key), str)}
+    return {}
+
+
+def metadata_of(card: str) -> dict[str, Any]:
+    """What the first lines of a model card say, perhaps a stranger's; empty if they say nothing that can be read.
+
+    huggingface_hub's own reader goes through all that aliases stand for.
+    """
+    found = re.match(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", card, re.DOTALL)
+    with suppress(ValueError, RecursionError, yaml.YAMLError):
+        values = yaml.safe_load(found[1]) if found is not None else None
+        return values if isinstance(values, dict) else {}
     return {}
 
 

@@ -228,7 +228,7 @@ def _checkpoints(folder: Path, newest: int, status: str) -> Iterator[Finding]:
 def _final(folder: Path) -> Finding:
     """Whether the model is one that can be loaded: all files sound, all numbers finite."""
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     from dpo_cli.model.files import CONFIG_FILE, WEIGHTS_FILE
     from dpo_cli.model.weight_files import read_header, read_headers
@@ -238,13 +238,15 @@ def _final(folder: Path) -> Finding:
         held = read_header(folder / WEIGHTS_FILE) if adapter else read_headers(folder)
         json.loads((folder / (CONFIG_FILE if adapter else "config.json")).read_text(encoding="utf-8"))
         for file in sorted(folder.glob("*.safetensors")):
+            if not file.is_file():  # to open a pipe is to wait for whoever writes to it
+                raise DpoError(f"{file.name} is no ordinary file")
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a dict)
                     if not torch.isfinite(tensors.get_tensor(name)).all():
                         raise DpoError(f"{name} holds numbers that are not finite")
         if not held:
             raise DpoError("there are no weights in it")
-    except (DpoError, OSError, ValueError) as error:
+    except (DpoError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         advice = "resume=auto writes it again from the last checkpoint" + (
             "" if (folder.parent / "checkpoints").is_dir() else ", if there is one"
         )

@@ -44,11 +44,11 @@ def run(words: Sequence[str]) -> None:
 
 def _show(findings: Sequence[object]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from dpo_cli.commands.checkup import Finding
+    from dpo_cli.tracking.console import Terminal
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
@@ -66,7 +66,7 @@ def _show(findings: Sequence[object]) -> None:
             text.append(f"\n{each.advice}", style="dim")
         table.add_row(Text(each.part if each.part != part else "", style="bold"), mark, Text(each.name), text)
         part = each.part
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Terminal(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def _parser() -> argparse.ArgumentParser:

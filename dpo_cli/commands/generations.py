@@ -238,12 +238,14 @@ def _key(judge: EndpointConfig) -> str | None:
     Raises:
         DpoError: it is not there.
     """
-    key = None if judge.key_variable is None else os.environ.get(judge.key_variable)
+    key = None if judge.key_variable is None else os.environ.get(judge.key_variable, "").strip()
     if judge.key_variable is not None and not key:
         raise DpoError(
             f"judge=openai: the environment variable {judge.key_variable} is not set; set it, or "
             "judge.key_variable=null for an endpoint that needs no key"
         )
+    if key is not None and not (key.isascii() and key.isprintable()):  # httpx would say all of it
+        raise DpoError(f"judge=openai: {judge.key_variable} holds letters that no HTTP header can have")
     return key
 
 

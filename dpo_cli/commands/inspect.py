@@ -7,8 +7,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console as Screen
-
 from dpo_cli.commands.revisions import check_revisions
 from dpo_cli.commands.rows import held_out_part, make_loader, training_parts
 from dpo_cli.commands.writable import check_writable
@@ -17,7 +15,7 @@ from dpo_cli.data.audit import NAMES, audit
 from dpo_cli.data.audit.result import LEVELS, Finding
 from dpo_cli.errors import DpoError, FindingsError
 from dpo_cli.losses import make_loss
-from dpo_cli.tracking.console import Console
+from dpo_cli.tracking.console import Console, Terminal
 
 
 def run(config: InspectConfig) -> None:
@@ -31,7 +29,7 @@ def run(config: InspectConfig) -> None:
     _check_names(settings.fail_on)
     if settings.html is not None:
         check_writable(Path(settings.html).parent, "--html", "choose another place for the page")
-    console, screen = Console(), Screen(highlight=False)
+    console, screen = Console(), Terminal()
     kind = make_loss(config.loss.settings()).kind
     check_revisions(config, kind)
     loader = make_loader(config.model, config.data, console)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.commands.arguments import Parser
-from dpo_cli.errors import DpoError, one_line
+from dpo_cli.errors import DpoError, one_line, printable
 from dpo_cli.metric_names import lower_is_better
 from dpo_cli.reporting.compare import differences
 from dpo_cli.reporting.runs import (
@@ -92,7 +92,7 @@ def listed(folders: Sequence[Path], metric: str | None = None) -> list[Listed]:
 
 
 def _line(folder: Path, name: str, metric: str | None, series: Any) -> Listed:
-    record, config = read(folder), read_config_file(folder / "config.yaml")
+    record, config = read(folder, []), read_config_file(folder / "config.yaml")
     status = status_of(folder, record)
     best = None if series is None else series.finite()
     place = None
@@ -122,7 +122,7 @@ def _list(words: Sequence[str]) -> None:
     places = arguments.folders or [Path("runs")]
     if not arguments.folders and not places[0].is_dir():
         raise DpoError("there is no folder runs here; name one: dpo runs FOLDER")
-    lines = listed(find_runs(places), arguments.metric)
+    lines = listed(find_runs(places, note), arguments.metric)
     if arguments.json:
         print(json.dumps([asdict(line) for line in lines], indent=2))
         return
@@ -224,7 +224,7 @@ def plan_cleaning(folder: Path, keep: int) -> Cleaning:
 
 def _clean(words: Sequence[str]) -> None:
     arguments = _clean_parser().parse_args(list(words))
-    plans = [plan_cleaning(folder, arguments.keep) for folder in find_runs([arguments.folder])]
+    plans = [plan_cleaning(folder, arguments.keep) for folder in find_runs([arguments.folder], note)]
     for plan in plans:
         said = ", ".join(each.name for each in plan.remove) or "nothing"
         size = f" ({byte_size(plan.bytes)})" if plan.remove else ""
@@ -267,11 +267,16 @@ def _agreed(question: str) -> bool:
     return input(question).strip().lower() in ("y", "yes")
 
 
+def note(text: str) -> None:
+    """A line for people about what is not in the list."""
+    print(f"dpo: {printable(text)}", file=sys.stderr)
+
+
 def _console() -> Any:
-    from rich.console import Console
+    from dpo_cli.tracking.console import Terminal
 
     # Where nobody watches, lines may be as long as they need to be.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    return Terminal(width=None if sys.stdout.isatty() else 160)
 
 
 def _list_parser() -> Parser:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.commands.arguments import Parser
+from dpo_cli.commands.list_runs import note
 from dpo_cli.commands.writable import check_writable
 from dpo_cli.errors import DpoError
 from dpo_cli.reporting.compare import Goal, common_goal
@@ -28,7 +29,7 @@ def run(words: Sequence[str], defaults: Defaults) -> None:
     """
     arguments = _parser().parse_args(list(words))
     places: list[Path] = arguments.runs
-    found = read_runs(find_runs(places))
+    found = read_runs(find_runs(places, note))
     check_metric(found, arguments.metric)
     file = arguments.out or places[0] / "report.html"
     if file.is_dir():
@@ -71,8 +72,11 @@ def defaults_of(config: Mapping[str, Any], defaults: Defaults) -> dict[str, Any]
     Values that have no default are left out.
     """
     adapter = (config.get("model") or {}).get("adapter") or {}
-    words = [f"{group}={(config.get(group) or {}).get('name')}" for group in ("loss", "optim")]
-    return defaults("train", [*words, f"model/adapter={adapter.get('name')}"])
+    chosen = {group: (config.get(group) or {}).get("name") for group in ("loss", "optim")}
+    chosen["model/adapter"] = adapter.get("name")
+    if not all(isinstance(name, str) and name.isidentifier() for name in chosen.values()):
+        return None  # a stranger's: Hydra would take paths and lists as well
+    return defaults("train", [f"{group}={name}" for group, name in chosen.items()])
 
 
 def _parser() -> Parser:

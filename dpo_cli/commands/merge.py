@@ -54,8 +54,10 @@ def check_output(folder: Path) -> None:
     Raises:
         DpoError: naming it.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder.is_symlink() or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise DpoError(f"merge: {folder} is there already: remove it, or choose another folder")
+    if not folder.name or folder.name == ".." or folder.is_mount():
+        raise DpoError(f"merge: {folder} can't be written as a whole: name a new folder in it")
     check_writable(folder.parent, "merge", "choose another place for the merged model")
 
 

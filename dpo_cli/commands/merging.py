@@ -234,7 +234,7 @@ def _write(
     ends = _ends(tokenizer)
     card = _card(source, wanted)
     try:
-        with in_place_of(output, output.with_name(f".partial-{output.name}")) as partial:
+        with in_place_of(output, output.with_name(f".partial-{output.name}"), replace=False) as partial:
             write_model(partial, model, tokenizer, weights, dropout=merged.dropout, card=card, ends=ends)
             read_back = load_model(
                 str(partial), None, vocabulary=len(tokenizer), attention="plain", name=f"{output} as it was written"

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +13,7 @@ from dpo_cli.commands.plan_fit import Candidate
 from dpo_cli.config import PlanConfig
 from dpo_cli.config_losses import SumConfig, kind_of
 from dpo_cli.model.memory import PARTS
+from dpo_cli.tracking.console import Terminal
 
 _GIB = 2**30
 _HEADS = {
@@ -36,14 +36,14 @@ _MOMENTS = {
 
 def show(result: Any, config: PlanConfig, given: Sequence[str]) -> None:
     """Print it: whether it fits first, then why."""
-    screen = Console(highlight=False)
+    screen = Terminal()
     screen.print(_verdict(result))
     if not result.chosen.fits:
         if result.fix is not None:
             words = [word for word in given if not word.startswith("plan.")]
             command = " ".join(shlex.quote(word) for word in ("dpo", "train", *words, *result.words))
             screen.print(f"this would fit, with {size(result.fix.estimate.peak.total)}:", style="bold")
-            screen.print(f"  {command}", style="bold", soft_wrap=True, markup=False)  # to be copied
+            screen.print(f"  {command}", style="bold", soft_wrap=True)  # to be copied
         screen.print(_advice(result))
     screen.print(_about(result, config))
     screen.print(_table(result))

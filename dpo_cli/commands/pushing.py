@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
 from rich.table import Table
 
-from dpo_cli.commands.card import FOLDER, license_of, model_card, plain_card, text_hash
+from dpo_cli.commands.card import FOLDER, license_of, metadata_of, model_card, plain_card, text_hash
 from dpo_cli.commands.public import hub_id, public_name, public_yaml
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, one_line
 from dpo_cli.hub import File, check_name, check_secrets, choose, upload
 from dpo_cli.model.files import CONFIG_FILE, ModelFiles, understood
 from dpo_cli.reporting.runs import read_config_file
@@ -53,7 +52,7 @@ class _Model:
     @property
     def settings(self) -> Mapping[str, Any] | None:
         """The run's configuration."""
-        return None if self.run is None else _mapping(self.run / "config.yaml")
+        return None if self.run is None else _mapping(_no_link(self.run / "config.yaml"))
 
 
 def push(source: str, wanted: Wanted, console: Console | None = None) -> None:
@@ -124,8 +123,11 @@ def _merged(model: _Model, console: Console) -> Iterator[Path]:
 
 def _card(model: _Model, folder: Path, *, renew: bool, write: bool) -> File:
     """README.md: the run's as it is known now, if nobody has changed it; else what is there, or a plain one."""
-    path = folder / _CARD
-    there = path.read_text(encoding="utf-8") if path.is_file() else None
+    path = _no_link(folder / _CARD)
+    try:
+        there = path.read_text(encoding="utf-8") if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise DpoError(f"push: {path} is not valid UTF-8 ({error})") from None
     if not renew or model.run is None:
         if there is not None:
             return File(_CARD, there.encode())
@@ -147,17 +149,30 @@ def _card(model: _Model, folder: Path, *, renew: bool, write: bool) -> File:
 
 
 def _config(model: _Model, folder: Path) -> list[File]:
-    settings = _mapping(folder / "config.yaml") if model.run is None else model.settings
+    settings = _mapping(_no_link(folder / "config.yaml")) if model.run is None else model.settings
     if settings is None:
         return []
     return [File("config.yaml", public_yaml(settings).encode(), "without places on this machine")]
+
+
+def _no_link(path: Path) -> Path:
+    """
+    Raises:
+        DpoError: the path is a link: what it leads to was not put into the folder, and may be anything of this machine.
+    """
+    if path.is_symlink():
+        raise DpoError(f"push: {path} is a link, and links are not uploaded: put a file in its place")
+    return path
 
 
 def _made_public(file: File) -> File:
     """A JSON configuration with the names of this machine's files and folders cut down to their last part."""
     if not file.name.endswith(".json") or file.name in _NO_SETTINGS:
         return file
-    before = json.loads(file.read())
+    try:
+        before = json.loads(file.read())
+    except (ValueError, RecursionError) as error:
+        raise DpoError(f"push: {file.name} is not valid JSON ({one_line(str(error))})") from None
     after = _without_places(before)
     if after == before:
         return file
@@ -191,8 +206,7 @@ def _show(files: list[File], left_out: list[str], wanted: Wanted, console: Conso
 
 def _warn(files: list[File], console: Console) -> None:
     contents = {file.name: file for file in files}
-    metadata = ModelCard(contents[_CARD].read().decode(), ignore_metadata_errors=True).data
-    if metadata.get("license") is None:
+    if metadata_of(contents[_CARD].read().decode()).get("license") is None:
         console.warn("the card names no licence, because the base model's files name none: README.md can be given one")
     if CONFIG_FILE in contents:
         base = str(json.loads(contents[CONFIG_FILE].read()).get("base_model_name_or_path"))

@@ -15,6 +15,7 @@ from dpo_cli.commands.card import MEASURED
 from dpo_cli.config import TrainConfig
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.tracking.console import Console
+from dpo_cli.tracking.progress import finite, parsed
 from dpo_cli.whole_folder import write_file
 
 _SHOWN_SAMPLES = 5
@@ -29,10 +30,11 @@ def config_yaml(config: TrainConfig, run_dir: Path) -> str:
 def append_samples(run_dir: Path, samples: Samples, step: int) -> None:
     """To ``samples.jsonl``; what was sampled after the same update before is replaced."""
     path = run_dir / "samples.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if not line.startswith(f'{{"step": {step},')]
-    new = [json.dumps(row, ensure_ascii=False) for row in samples.rows(step)]
-    write_file(path, "".join(f"{line}\n" for line in [*kept, *new]))
+    # As bytes: an answer may hold what Python takes for the end of a line of text, and JSON does not.
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    kept = [line for line in lines if line and not line.startswith(f'{{"step": {step},'.encode())]
+    new = [json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") for row in samples.rows(step)]
+    write_file(path, b"".join(line + b"\n" for line in [*kept, *new]))
 
 
 def show_samples(console: Console, before: Samples, after: Samples) -> None:
@@ -79,10 +81,10 @@ def _first_values(run_dir: Path) -> dict[str, float]:
     path = run_dir / "metrics.jsonl"
     if not path.is_file():  # somebody has deleted it, and the run is done all the same
         return found
-    for line in path.read_text(encoding="utf-8").splitlines():
-        values = json.loads(line)
-        if values.pop("step") == 0:
-            found.update(values)
+    with path.open("rb") as file:
+        for step, values in parsed(file):
+            if step == 0:
+                found.update(finite(values))
     return found
 
 

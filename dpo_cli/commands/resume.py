@@ -12,7 +12,7 @@ from torch import nn
 from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.places import new_adapter, policy_files
 from dpo_cli.config import TrainConfig
-from dpo_cli.engine.second_weights import gathered
+from dpo_cli.engine.second_weights import gathered, whole_shape
 from dpo_cli.errors import CheckpointError, DpoError, one_line
 from dpo_cli.reference.fingerprint import reference_files
 from dpo_cli.tracking.console import Console
@@ -48,6 +48,18 @@ def find_checkpoint(resume: str, run_dir: Path, console: Console) -> Checkpoint 
     else:
         console.say(f"going on from {found.folder} (update {found.state.step})")
     return found
+
+
+def precision_of(found: Checkpoint) -> str:
+    """At which precision a run was.
+
+    Raises:
+        CheckpointError: the checkpoint does not say.
+    """
+    said = found.state.settings.get("train.precision")
+    if said not in ("fp32", "bf16"):
+        raise CheckpointError(f"{found.folder} does not say at which precision it was made")
+    return str(said)
 
 
 def update_settings(config: TrainConfig, precision: str, reference: Mapping[str, str]) -> dict[str, Any]:
@@ -133,7 +145,11 @@ def load_weights(module: nn.Module, found: Checkpoint) -> None:
     parameters = dict(module.named_parameters())
     if missing := [name for name, p in parameters.items() if name not in weights and p.requires_grad]:
         raise CheckpointError(f"{found.folder} holds no {missing[0]}: it is of a model that was trained otherwise")
+    if strange := [name for name in weights if name not in parameters]:
+        raise CheckpointError(f"{found.folder} holds {one_line(strange[0])}, which this model has not")
     for name, weight in weights.items():
+        if weight.shape != (shape := whole_shape(parameters[name])):  # torch would spread one number over all of it
+            raise CheckpointError(f"{found.folder}: {name} is {list(weight.shape)}, and this model's {list(shape)}")
         with gathered(parameters[name], modifier_rank=0), torch.no_grad():
             parameters[name].copy_(weight)
 

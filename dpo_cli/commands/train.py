@@ -13,8 +13,8 @@ from dpo_cli.commands.caches import cache_folder
 from dpo_cli.commands.hooks import tracker_names
 from dpo_cli.commands.parts import resolve_precision
 from dpo_cli.commands.places import reference_place
-from dpo_cli.commands.report import config_yaml
-from dpo_cli.commands.resume import check_same_run, find_checkpoint, update_settings
+from dpo_cli.commands.report import config_yaml, show_outcome, show_samples
+from dpo_cli.commands.resume import check_same_run, find_checkpoint, precision_of, update_settings
 from dpo_cli.commands.revisions import check_revisions
 from dpo_cli.commands.rows import Rows, describe_rows, load_rows
 from dpo_cli.commands.saving import RolledBack
@@ -24,6 +24,7 @@ from dpo_cli.config import TrainConfig
 from dpo_cli.data.load import fingerprint
 from dpo_cli.engine.settings import deepspeed_config
 from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.evaluation.samples import Samples
 from dpo_cli.losses import Loss, make_loss
 from dpo_cli.metric_names import of_samples
 from dpo_cli.reference.fingerprint import reference_files
@@ -72,6 +73,10 @@ def _check_folder(config: TrainConfig) -> None:
         check_writable(folder, "run_dir", "choose another folder, or have its owner let you write there")
     if config.run_dir is not None and not _goes_on_in(run_dir, config.resume):
         check_free(run_dir)
+    if config.run_dir is not None and (run_dir / "final").is_mount():
+        raise DpoError(
+            f"run_dir: {run_dir / 'final'} is a mount point, and is to be replaced as a whole: mount {run_dir}"
+        )
 
 
 def _check_measured(config: TrainConfig, loss: Loss) -> None:
@@ -118,7 +123,7 @@ def _in_folder(
     data = fingerprint(rows.data.train)
     resumed = None if known is None else find_checkpoint(config.resume, known, console)
     if resumed is not None:
-        precision_before = str(resumed.state.settings["train.precision"])
+        precision_before = precision_of(resumed)
     precision = str(
         distributed.from_first(resolve_precision(config.train.precision, config.reference.cache_dir, precision_before))
     )
@@ -144,7 +149,7 @@ def _in_folder(
     start = {"at": begun, "update": resumed.state.step if resumed else 0, "after": record.values.get("status")}
     if forced:
         start["forced"] = forced
-    record.update(starts=[*record.values.get("starts", []), start], process=this_process())
+    record.update(starts=[*(record.values.get("starts") or []), start], process=this_process())
     if resumed is not None and (other := differing_versions(record.values.get("versions") or {})):
         console.warn(
             f"the run goes on under other versions than before: {other}; it is the run it was, but not to the bit"
@@ -153,7 +158,9 @@ def _in_folder(
     record.update(data={**rows.data.counts, "fingerprint": data}, precision=precision)
     console.say(describe_rows(rows, loss.kind))
     try:
-        _to_the_end(Run(config, loss, rows, data, precision, run_dir, record, console, stop), resumed, started)
+        samples = _to_the_end(
+            Run(config, loss, rows, data, precision, run_dir, record, console, stop), resumed, started
+        )
     except BaseException as error:
         code = int(error.exit_code if isinstance(error, DpoError) else ExitCode.INTERNAL)
         status = "preempted" if code == ExitCode.PREEMPTED else "failed"
@@ -162,6 +169,10 @@ def _in_folder(
         if first and code == ExitCode.USAGE and config.resume == "none" and not (run_dir / "metrics.jsonl").exists():
             _leave_no_trace(run_dir, made)
         raise
+    if "DPO_SWEEP" not in os.environ:  # the sweep's own table follows
+        if samples is not None:
+            show_samples(console, *samples)
+        show_outcome(console, run_dir, record.values)
 
 
 def _hold(run_dir: Path | None, first: bool, folder: ExitStack) -> None:
@@ -181,8 +192,8 @@ def _hold(run_dir: Path | None, first: bool, folder: ExitStack) -> None:
         raise DpoError(problem)
 
 
-def _to_the_end(run: Run, resumed: Checkpoint | None, started: float) -> None:
-    """All of a run, also one that goes back to an older state."""
+def _to_the_end(run: Run, resumed: Checkpoint | None, started: float) -> tuple[Samples, Samples] | None:
+    """All of a run, also one that goes back to an older state; returns what ``Run.go`` does."""
     while True:
         try:
             return run.go(resumed, started)

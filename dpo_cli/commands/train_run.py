@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from dpo_cli.commands.card import about, model_card, text_hash
 from dpo_cli.commands.hooks import RunHooks, is_of, open_file, start_trackers
 from dpo_cli.commands.parts import Reference, Scorer, Setup, resolve_token_budget
 from dpo_cli.commands.places import policy_files, reference_place
-from dpo_cli.commands.report import show_outcome, show_samples
 from dpo_cli.commands.resume import load_weights, update_settings
 from dpo_cli.commands.revisions import commits_of
 from dpo_cli.commands.rows import Rows
@@ -29,7 +27,7 @@ from dpo_cli.engine.offload import check_offload
 from dpo_cli.engine.optimizers import check_optimizer
 from dpo_cli.engine.schedule import learning_rate
 from dpo_cli.engine.settings import resolve_stage
-from dpo_cli.errors import DpoError, ExitCode, NumericsError
+from dpo_cli.errors import CheckpointError, DpoError, ExitCode, NumericsError
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.losses import Loss, Sums
 from dpo_cli.model.checkpointing import checkpoint_layers
@@ -71,8 +69,12 @@ class Run:
     console: Console
     stop: StopRequest
 
-    def go(self, resumed: Checkpoint | None, started: float) -> None:
-        """Everything, in order."""
+    def go(self, resumed: Checkpoint | None, started: float) -> tuple[Samples, Samples] | None:
+        """Everything, in order; returns the answers sampled before and after, if there are both.
+
+        Raises:
+            RolledBack: if it is to go on from another checkpoint; nothing of it is held any more.
+        """
         config = self.config
         room = room_here()
         check_optimizer(config.optim.name, self._zero_stage(), distributed.device())
@@ -134,11 +136,7 @@ class Run:
             _let_go(engine, reference)
             raise
         _let_go(engine, reference)
-        if "DPO_SWEEP" in os.environ:  # the sweep's own table follows
-            return
-        if before is not None and after is not None:
-            show_samples(self.console, before, after)
-        show_outcome(self.console, self.run_dir, self.record.values)
+        return None if before is None or after is None else (before, after)
 
     def _reference(self, setup: Setup, scorer: Scorer) -> Reference:
         needed = self.loss.needs_reference
@@ -329,6 +327,8 @@ class Run:
             hooks.spikes = Spikes(resumed.state.recent)
             hooks.saver.newest = start if is_of(resumed, self.run_dir) else None
             if resumed.state.pending and hooks.first:
+                if len(resumed.state.pending) != len(hooks.window.sums.values):
+                    raise CheckpointError(f"{resumed.folder}: its sums are not of this loss's metrics")
                 hooks.window.sums.values = resumed.state.pending
 
         def rate(index: int) -> float:

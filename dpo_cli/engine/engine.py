@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from dpo_cli import liveness
 from dpo_cli.distributed import rank, world_size
 from dpo_cli.engine.optimizers import make_optimizer, moment_names, set_updates
+from dpo_cli.engine.second_weights import whole_shape
 from dpo_cli.engine.settings import deepspeed_config
+from dpo_cli.errors import CheckpointError
 
 _NOBODY = -1
 """No module's number."""
@@ -148,13 +150,18 @@ class Engine:
             updates: the optimizer's own count, which Adam's bias correction needs.
             idle_loss: a loss of weight zero, from a forward pass of this engine: ZeRO makes its optimizer state in
                 the first step, so one is made with zero gradients and learning rate 0, which changes nothing.
+
+        Raises:
+            CheckpointError: they are not all of what is trained.
         """
         self.backward(idle_loss, last=True)
         self.step(lr=0.0)
         self._link_moments()
         for name, parameter in self._trained():
             for moment in self._moments_of(parameter):
-                value = moments[f"{name}/{moment}"]
+                value = moments.get(f"{name}/{moment}")
+                if value is None or value.shape != self._shape_of(parameter, moment):
+                    raise CheckpointError(f"the checkpoint holds no {moment} of the shape of {name}")
                 if self.zero_stage == 0:
                     self._deepspeed.optimizer.state[parameter][moment].copy_(value)
                 elif self.zero_stage == 3:
@@ -204,6 +211,10 @@ class Engine:
         states = self._states()
         # Under ZeRO every part has the same: what differs from parameter to parameter, the 8-bit states, is refused.
         return moment_names(states[parameter] if self.zero_stage == 0 else next(iter(states.values())))
+
+    def _shape_of(self, parameter: nn.Parameter, moment: str) -> torch.Size:
+        """The whole of a moment."""
+        return self._states()[parameter][moment].shape if self.zero_stage == 0 else whole_shape(parameter)
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self._module.named_parameters() if p.requires_grad)

@@ -37,6 +37,11 @@ class SecondWeights:
                 parameter.lerp_(weight.to(parameter), share)
 
 
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Of a parameter that ranks may share out."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def gathered(parameter: nn.Parameter, modifier_rank: int | None = None) -> AbstractContextManager[None]:
     """A context in which a parameter is whole, if ranks share it out. All ranks must enter it.
 

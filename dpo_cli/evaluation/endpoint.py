@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from dpo_cli.errors import DpoError, one_line
+from dpo_cli.run_folder import from_json
 from dpo_cli.whole_folder import write_file
 
 PROMPT = """\
@@ -39,6 +40,8 @@ _VALUES = {"A": 1.0, "B": 0.0, "C": 0.5}
 _HOPELESS = (400, 401, 403, 404)
 """Answers that asking again can't mend."""
 _LONGEST_WAIT = 60.0
+_LONGEST_ANSWER = 16 * 2**20
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,8 @@ class Endpoint:
         }
         name = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
         file = self.cache / f"{name}.json"
-        if file.is_file():
-            text = str(json.loads(file.read_text(encoding="utf-8"))["answer"])
-        else:
+        text = _kept(file)
+        if text is None:
             text = self._ask(client, body)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_file(file, json.dumps({"answer": text}))
@@ -97,29 +99,55 @@ class Endpoint:
         for attempt in range(self.retries + 1):
             wait = min(self.first_wait * 2**attempt, _LONGEST_WAIT)
             try:
-                response = client.post(place, json=body)
-            except httpx.HTTPError as error:
-                problem = f"{type(error).__name__}: {error}"
+                status, headers, content = self._post(client, place, body)
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                problem = one_line(f"{type(error).__name__}: {error}")
             else:
-                if response.status_code == 200:
+                if status == 200:
                     try:
-                        return str(response.json()["choices"][0]["message"]["content"] or "")
-                    except (ValueError, KeyError, IndexError, TypeError):
+                        return str(json.loads(content)["choices"][0]["message"]["content"] or "")
+                    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
                         raise DpoError(f"judge.url={self.url}: the answer is no chat completion") from None
-                problem = f"HTTP {response.status_code}: {one_line(response.text, 200)}"
-                if response.status_code in _HOPELESS:
+                problem = f"HTTP {status}: {one_line(content.decode('utf-8', 'replace'), 200)}"
+                if status in _HOPELESS:
                     break
-                wait = _said(response.headers.get("retry-after"), wait)
+                wait = _said(headers.get("retry-after"), wait)
             if attempt < self.retries:
                 time.sleep(wait)
         raise DpoError(
             f"judge.url={self.url}: {problem}; verdicts so far are kept, the same command goes on from there"
         )
 
+    def _post(self, client: httpx.Client, place: str, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
+        """One request: status, headers and content of the answer, which is read only as far as a verdict may go.
+
+        Raises:
+            httpx.HTTPError: it failed, or took longer than ``timeout``, which httpx itself has of each piece.
+            DpoError: the answer has no end.
+        """
+        ends = time.monotonic() + self.timeout
+        content = bytearray()
+        with client.stream("POST", place, json=body) as response:
+            for piece in response.iter_bytes():
+                content += piece
+                if len(content) > _LONGEST_ANSWER:
+                    raise DpoError(f"judge.url={self.url}: the answer has more than {_LONGEST_ANSWER:,} bytes")
+                if time.monotonic() > ends:
+                    raise httpx.ReadTimeout(f"the answer was not complete after {self.timeout:g} s")
+        return response.status_code, response.headers, bytes(content)
+
+
+def _kept(file: Path) -> str | None:
+    """What was answered before; None where there is nothing, or it is damaged and is asked for again."""
+    found = from_json(file.read_bytes()) if file.is_file() else None
+    answer = found.get("answer") if isinstance(found, dict) else None
+    return answer if isinstance(answer, str) else None
+
 
 def _said(value: str | None, wait: float) -> float:
     """How long the server asks to wait, if it says so in seconds."""
     try:
-        return min(float(value), _LONGEST_WAIT) if value is not None else wait
+        seconds = wait if value is None else float(value)
     except ValueError:
         return wait
+    return min(seconds, _LONGEST_WAIT) if seconds >= 0 else wait  # of what is no number, nothing is true

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from dpo_cli.bounded import MOST_VALUES, is_endless
 from dpo_cli.errors import DpoError
 from dpo_cli.importing import axolotl, llamafactory, trl
 from dpo_cli.importing.axolotl_options import AXOLOTL, PLUGINS
@@ -20,6 +21,8 @@ from dpo_cli.importing.trl_options import known_to_any
 
 _SIGNATURES = {"axolotl": "base_model", "LLaMA-Factory": "stage"}
 """Options that no other of the tools has."""
+_LONGEST = 1_000_000
+"""Bytes of a file; a long configuration has thousands."""
 _OURS = {"defaults", "model", "data", "loss", "reference", "optim", "train", "eval", "engine", "tracker"}
 
 TOOLS: dict[str, tuple[Table, Callable[..., str]]] = {
@@ -70,7 +73,11 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} is a pickle, which may hold code and is not opened; save the arguments as JSON "
             "(open('args.json', 'w').write(args.to_json_string())), or give the YAML they came from"
         )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DpoError(f"{path} is no file; expected one of YAML or JSON")
     try:
+        if path.stat().st_size > _LONGEST:
+            raise DpoError(f"{path} has more than {_LONGEST:,} bytes; expected a configuration, of YAML or JSON")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DpoError(f"{path}: no such file") from None
@@ -78,14 +85,16 @@ def read(path: Path) -> dict[str, Any]:
         raise DpoError(f"{path} is a folder; expected a file of YAML or JSON") from None
     except UnicodeDecodeError:
         raise DpoError(f"{path} is not text; expected YAML or JSON") from None
+    language = "JSON" if path.suffix == ".json" else "YAML"
     try:
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except ValueError as error:
-        raise DpoError(f"{path} is not valid JSON: {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise DpoError(f"{path} is not valid YAML: {_first_line(error)}") from None
+        content = json.loads(text) if language == "JSON" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise DpoError(f"{path} is not valid {language}: {_first_line(error)}") from None
     if not isinstance(content, dict) or not content:
         raise DpoError(f"{path}: expected options and their values, found {_kind(content)}")
+    if is_endless(content, _inner):
+        raise DpoError(f"{path}: its aliases stand for more than {MOST_VALUES:,} values")
+    _check_numbers(path, content)
     return {str(name): value for name, value in content.items()}
 
 
@@ -104,6 +113,26 @@ def recognise(given: Mapping[str, Any]) -> str:
         knows = ", ".join(f"{name} knows {count}" for name, count in counts.items())
         raise DpoError(f"of {len(given)} options {knows}; expected a configuration of one of them")
     return tool
+
+
+def _inner(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return list(value) if isinstance(value, list | tuple | set) else []
+
+
+def _check_numbers(path: Path, content: Any) -> None:
+    """Refuse numbers that Python can't turn into text, or into other numbers.
+
+    Raises:
+        DpoError: naming one.
+    """
+    values = [content]
+    while values:
+        value = values.pop()
+        values += _inner(value)
+        if isinstance(value, int) and value.bit_length() > 64:
+            raise DpoError(f"{path} holds a whole number of {value.bit_length():,} bits; expected 64 at most")
 
 
 def _kind(content: Any) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -127,12 +129,14 @@ class Options:
         value = self.take(name)
         if value is None:
             value = self.default(name)
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = float(value)
+        if value is None:
+            return None
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return value
-        try:
-            return float(value) if isinstance(value, str) else self._refuse(name, value, "a number")
-        except ValueError:
-            self._refuse(name, value, "a number")
+        return self._refuse(name, value, "a number")
 
     def whole(self, name: str) -> int | None:
         """Its value as a whole number, such as 3 or 3.0.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,8 +97,12 @@ class Run:
         return values[-1] if values else None
 
 
-def find_runs(places: Sequence[Path]) -> list[Path]:
+def find_runs(places: Sequence[Path], left_out: Callable[[str], None] = lambda _: None) -> list[Path]:
     """The run folders in or below ``places``, in the order of their names.
+
+    Args:
+        places: folders.
+        left_out: told of each folder that can't be looked into.
 
     Raises:
         DpoError: a place that is not there, or none of them holds a run.
@@ -107,7 +111,7 @@ def find_runs(places: Sequence[Path]) -> list[Path]:
     for place in places:
         if not place.is_dir():
             raise DpoError(f"{place}: there is no such folder; expected a run, a sweep or a folder of runs")
-        runs = list(_below(place, _DEEPEST))
+        runs = list(_below(place, _DEEPEST, left_out))
         if not runs:
             raise DpoError(f"{place} holds no run: expected run.json or config.yaml in it or in folders below")
         found.update(dict.fromkeys(runs))
@@ -119,12 +123,18 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _PARTS)
 
 
-def _below(folder: Path, levels: int) -> Iterator[Path]:
-    if is_run(folder):
+def _below(folder: Path, levels: int, left_out: Callable[[str], None]) -> Iterator[Path]:
+    try:
+        found = is_run(folder)
+        inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:  # of somebody who lets nobody else read it
+        left_out(f"{folder} can't be looked into ({error.strerror}): left out")
+        return
+    if found:
         yield folder
     elif levels:
-        for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            yield from _below(inner, levels - 1)
+        for path in inner:
+            yield from _below(path, levels - 1, left_out)
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -250,11 +260,12 @@ def planned(record: dict[str, Any], config: dict[str, Any]) -> int | None:
 def newest_step(folder: Path) -> int:
     """Updates done by the last line of metrics, found without reading the others."""
     path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return 0
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
-        lines = file.read().splitlines()
+    lines: list[bytes] = []
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+                lines = file.read().splitlines()
     # The last may be half a line, of a run that was killed.
     return next((values["step"] for line in reversed(lines) if (values := _line(line)) is not None), 0)
 
@@ -262,10 +273,11 @@ def newest_step(folder: Path) -> int:
 def some_metrics(folder: Path, name: str) -> Series | None:
     """One metric of a run; lines without it are not looked into."""
     word, path = json.dumps(name), folder / "metrics.jsonl"
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8", errors="replace") as file:
-        lines = [line for line in file if word in line]
+    lines: list[str] = []
+    with suppress(OSError):
+        if path.is_file():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                lines = [line for line in file if word in line]
     return _series(_parsed(lines, [])).get(name)
 
 
@@ -315,8 +327,11 @@ def _lines(path: Path, unread: list[str]) -> Iterator[dict[str, Any]]:
         unread.append(f"{path.name} could not be read")
         return
     bad: list[int] = []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        yield from _parsed(file, bad)
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            yield from _parsed(file, bad)
+    except OSError as error:
+        unread.append(f"{path.name} could not be read ({error.strerror})")
     if bad:
         unread.append(f"{path.name}: {len(bad)} line{'s' * (len(bad) > 1)} could not be read, the first is {bad[0]}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -20,10 +21,28 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from dpo_cli import liveness
+from dpo_cli.errors import printable
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+class Terminal(RichConsole):
+    """rich's console, for text that strangers may have written: it is never markup, and does nothing to a terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        """``options``: as of rich's own."""
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every text that is printed, and every one in a table, comes through here."""
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """As for whatever else is printed; rich would end the process."""
+        raise BrokenPipeError
 
 
 class Console:
@@ -31,8 +50,8 @@ class Console:
 
     def __init__(self, *, silent: bool = False) -> None:
         self.silent = silent
-        self._err = RichConsole(stderr=True, quiet=silent, highlight=False, soft_wrap=True)
-        self._out = RichConsole(quiet=silent, highlight=False, soft_wrap=True)
+        self._err = Terminal(stderr=True, quiet=silent, soft_wrap=True)
+        self._out = Terminal(quiet=silent, soft_wrap=True)
 
     @property
     def live(self) -> bool:
@@ -41,15 +60,15 @@ class Console:
 
     def say(self, message: str) -> None:
         """A line about what is going on."""
-        self._err.print(message, markup=False)
+        self._err.print(message)
 
     def warn(self, message: str) -> None:
         """A line that should be seen."""
-        self._err.print(f"warning: {message}", style="yellow", markup=False)
+        self._err.print(f"warning: {message}", style="yellow")
 
     def result(self, message: str) -> None:
         """A line of the result, on stdout."""
-        self._out.print(message, markup=False)
+        self._out.print(message)
 
     def table(self, table: Table) -> None:
         """A table of the result, on stdout."""
@@ -72,8 +91,12 @@ class Console:
         done = 0
         amount = [] if total is None else [BarColumn(bar_width=24), MofNCompleteColumn()]
         clock = TimeElapsedColumn() if total is None else TimeRemainingColumn(elapsed_when_finished=True)
-        columns = [SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), *amount]
-        details = [TextColumn("{task.fields[rate]}"), clock, TextColumn("{task.fields[note]}")]
+        columns = [SpinnerColumn(finished_text="✓"), TextColumn("{task.description}", markup=False), *amount]
+        details = [
+            TextColumn("{task.fields[rate]}", markup=False),
+            clock,
+            TextColumn("{task.fields[note]}", markup=False),
+        ]
         with Progress(*columns, *details, console=self._err) as progress:
             task = progress.add_task(name, total=total, note="", rate=unit)
 

@@ -7,7 +7,9 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from dpo_cli.run_folder import from_json
 from dpo_cli.whole_folder import write_file
 
 
@@ -27,17 +29,25 @@ class JsonLines:
         """Steps and finite values of the lines that were kept."""
         self._said: set[tuple[int, frozenset[str]]] = set()
         if resume_after is not None and path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= resume_after]
-            write_file(path, "".join(f"{line}\n" for line in kept))
-            for line in kept:
-                values = json.loads(line)
-                step = int(values.pop("step"))
-                self.kept.append((step, {name: value for name, value in values.items() if value is not None}))
-                self._said.add((step, frozenset(values)))
+            self._take_up(path, resume_after, warn)
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
         self._warn = warn
         self._warned = False
+
+    def _take_up(self, path: Path, resume_after: int, warn: Callable[[str], None]) -> None:
+        """Keep the lines up to a step, and know what they say."""
+        lines = path.read_bytes().splitlines()
+        found = [(line, _values(line)) for line in lines]
+        if bad := sum(values is None for _, values in found[:-1]):  # the last line of a killed run may be half a line
+            warn(f"{path}: {bad:,} lines could not be read, and are taken out")
+        kept = [(line, values) for line, values in found if values is not None and values["step"] <= resume_after]
+        write_file(path, b"".join(line + b"\n" for line, _ in kept))
+        for _, values in kept:
+            step = int(values.pop("step"))
+            numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+            self.kept.append((step, numbers))
+            self._said.add((step, frozenset(values)))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """A line. JSON has no NaN or infinity: they become null. What a line kept already says is not said again: a run
@@ -97,8 +107,8 @@ class NewLines:
             return
 
 
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be half a line
-        return math.inf
+def _values(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None if it is no line of metrics."""
+    values = from_json(line)
+    step = values.get("step") if isinstance(values, dict) else None
+    return values if isinstance(step, int | float) and math.isfinite(step) else None

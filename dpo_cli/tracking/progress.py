@@ -53,7 +53,7 @@ def load(run_dir: Path, name: str) -> Progress:
     """A tracker's progress; at the beginning where there is none."""
     try:
         return Progress(**json.loads((folder_of(run_dir) / f"{name}.json").read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return Progress()
 
 
@@ -82,7 +82,7 @@ def parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             values = json.loads(line)
             yield int(values.pop("step")), values
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue
 
 

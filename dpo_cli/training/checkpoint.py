@@ -18,11 +18,11 @@ from typing import Any
 from torch import Tensor
 
 from dpo_cli import faults
-from dpo_cli.errors import CheckpointError, one_line
+from dpo_cli.errors import CheckpointError, DpoError, one_line
 from dpo_cli.file_hash import sha256
-from dpo_cli.model.weight_files import is_plain_name
+from dpo_cli.model.weight_files import is_plain_name, read_header
 from dpo_cli.training.tensor_files import Tensors, save_in_parts
-from dpo_cli.whole_folder import sync, sync_parents
+from dpo_cli.whole_folder import out_of_the_way, sync, sync_parents
 
 _FORMAT = 2
 _KINDS = ("weights", "moments", "reference")
@@ -155,13 +155,10 @@ def _commit(partial: Path, final: Path, state: TrainingState) -> None:
     for path in [*sorted(partial.iterdir()), partial]:
         sync(path)
     faults.reached("before-rename", state.step)
-    replaced = final.with_name(f".replaced-{final.name}")
-    if final.exists():  # from before the run was cut off; kept until the new one is in its place
-        final.rename(replaced)
-    partial.rename(final)
-    faults.reached("after-rename", state.step)
-    sync_parents(final)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with out_of_the_way(final):  # one from before the run was cut off is kept until the new one is in its place
+        partial.rename(final)
+        faults.reached("after-rename", state.step)
+        sync_parents(final)
 
 
 def bytes_of(folder: Path) -> int:
@@ -222,10 +219,15 @@ def read(folder: Path) -> Checkpoint:
                 raise CheckpointError(f"{folder} holds no {name}")
         if strange := [path.name for kind in _KINDS for path in _files(folder, kind) if path.name not in files]:
             raise CheckpointError(f"{folder}: {strange[0]} is not in its manifest")
+        for kind in _KINDS:
+            for path in _files(folder, kind):
+                read_header(path)
         state = TrainingState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
         _check_types(state)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{folder} is not a complete checkpoint ({error})") from None
+    except CheckpointError:
+        raise
+    except (DpoError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder} is not a complete checkpoint ({one_line(str(error))})") from None
     if state.format != _FORMAT:
         raise CheckpointError(f"{folder} has format {state.format}; this version reads {_FORMAT}")
     return Checkpoint(folder, state)
@@ -292,4 +294,4 @@ def _files(folder: Path, name: str) -> list[Path]:
 
 def _steps(checkpoints: Path) -> list[int]:
     names = [path.name for path in checkpoints.glob("step-*")] if checkpoints.is_dir() else []
-    return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+    return sorted(int(name[5:]) for name in names if name[5:].isdecimal())

@@ -166,8 +166,9 @@ def _whole_or_not(folder: Path) -> Iterator[Path]:
     Raises:
         StorageError: if it can't be written.
     """
+    place = folder.resolve()  # a link to a larger disk stays one
     try:
-        with in_place_of(folder, folder.with_name(f".partial-{folder.name}")) as partial:
+        with in_place_of(place, place.with_name(f".partial-{place.name}")) as partial:
             yield partial
             faults.reached("final")
     except (OSError, SafetensorError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,10 @@ def test_a_model_of_which_nothing_is_known() -> None:
 
 # -- where a licence is read
 
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
 
 @pytest.mark.parametrize(
     ("readme", "config", "found"),
@@ -135,6 +140,10 @@ def test_a_model_of_which_nothing_is_known() -> None:
         ("---\nlicense: [mit, apache-2.0]\n---\n", "{}", {}),
         ("---\na: [1\n---\n", "{}", {}),
         ("---\n- a\n---\n", "no json", {}),
+        (f"---\nlicense: mit\n{BOMB}---\n", "{}", {"license": "mit"}),
+        (f"---\nlicense: mit\na: {'[' * 5000}\n---\n", '{"license": "gemma"}', {"license": "gemma"}),
+        ("---\nlicense: &a [*a]\n---\n", "[" * 100_000, {}),
+        ('---\nlicense: "mit\\n# More"\n---\n', "{}", {"license": "mit\\n# More"}),
         (None, "{}", {}),
     ],
 )
@@ -145,6 +154,11 @@ def test_a_licence_is_what_the_base_models_files_say(
         (tmp_path / "README.md").write_text(readme)
     (tmp_path / "config.json").write_text(config)
     assert license_of(ModelFiles(str(tmp_path))) == found
+
+
+def test_a_pipe_names_no_licence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "README.md")
+    assert license_of(ModelFiles(str(tmp_path))) == {}
 
 
 # -- what may leave this machine

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.run_folders import make_run, make_sweep, write_lines
+from helpers.unprivileged import permissions_count
 
 from dpo_cli.commands.list_runs import listed, plan_cleaning, run
 from dpo_cli.errors import DpoError
@@ -64,6 +65,22 @@ def test_the_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[1]["best"] == min(
         json.loads(line).get("eval/loss", 9.0) for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()
     )
+
+
+def test_a_folder_that_nobody_else_may_read_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "a", steps=4, samples=0)
+    closed, half = make_run(tmp_path / "b", steps=4, samples=0), make_run(tmp_path / "c", steps=4, samples=0)
+    closed.chmod(0)
+    for name in ("run.json", "config.yaml", "metrics.jsonl"):
+        (half / name).chmod(0)
+    with permissions_count():
+        run([str(tmp_path)])
+        run([str(tmp_path), "--json"])
+    closed.chmod(0o755)
+    out, err = capsys.readouterr()
+    listed = json.loads(out[out.index("[") :])
+    assert [(line["run"], line["status"]) for line in listed] == [("a", "done"), ("c", "broken")]
+    assert f"{closed} can't be looked into (Permission denied): left out" in err
 
 
 @pytest.mark.parametrize(

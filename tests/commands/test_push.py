@@ -485,6 +485,40 @@ def test_offline(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not hub.requests
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer_config.json", b"{", "tokenizer_config.json is not valid JSON"),
+        ("generation_config.json", b"[" * 100_000, "generation_config.json is not valid JSON"),
+        ("README.md", b"\xff\xfe", "README.md is not valid UTF-8"),
+    ],
+)
+def test_a_strangers_file_that_is_none(hub: Hub, run: Path, name: str, content: bytes, says: str) -> None:
+    (run / "final" / name).write_bytes(content)
+    with pytest.raises(DpoError, match=says):
+        push(str(run), wanted())
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["final/README.md", "config.yaml"])
+def test_what_a_link_leads_to_is_not_uploaded(hub: Hub, run: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "passwd").write_text("root: x\n")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(tmp_path / "passwd")
+    with pytest.raises(DpoError, match="is a link, and links are not uploaded"):
+        push(str(run), wanted())
+    assert not hub.requests
+
+
+def test_names_of_files_are_not_markup(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("model-[b]-of-[red].safetensors", "other\x1b[31m"):
+        (run / "final" / name).write_bytes(b"")
+    push(str(run), wanted(dry_run=True))
+    out, err = capsys.readouterr()
+    assert "model-[b]-of-[red].safetensors" in out
+    assert "other\\x1b[31m" in err
+
+
 def test_what_is_no_model(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(DpoError, match="is not a folder"):
         push(str(tmp_path / "absent"), wanted())

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.run_folders import make_run
+from safetensors.torch import save_file
 
 from dpo_cli.cli import main
-from dpo_cli.commands.report import show_outcome
+from dpo_cli.commands.make_report import defaults_of
+from dpo_cli.commands.report import append_samples, show_outcome, show_samples
 from dpo_cli.errors import DpoError
+from dpo_cli.evaluation.samples import Samples
 from dpo_cli.tracking.console import Console
 from dpo_cli.training import checkpoint
 
@@ -130,3 +134,49 @@ def test_a_run_whose_metrics_were_deleted_ends_well(tmp_path: Path, capsys: pyte
     final = {"eval/loss": 0.5, "pairs_per_second": 3.0, "memory/rss_gib": 1.0}
     show_outcome(Console(), tmp_path, {"final": final, "updates": 4, "seconds": 2.0})
     assert "4 updates in 2 s" in capsys.readouterr().out
+
+
+def answered(question: str, answer: str) -> Samples:
+    return Samples([question], [answer], [], None)
+
+
+def test_an_answer_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
+    strange = "a\u2028b\u0085c\x1cd"
+    for step in (0, 2, 2):
+        append_samples(tmp_path, answered("[INST] q [/INST]", f"{strange} {step}"), step)
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_bytes().splitlines()]
+    assert [(line["step"], line["answer"]) for line in lines] == [(0, f"{strange} 0"), (2, f"{strange} 2")]
+    (tmp_path / "samples.jsonl").write_bytes(b"\xff\n")  # damaged: left as it is
+    append_samples(tmp_path, answered("q", "a"), 4)
+    assert (tmp_path / "samples.jsonl").read_bytes().startswith(b'\xff\n{"step": 4,')
+
+
+def test_prompts_and_answers_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    samples = answered("[INST] sort [/INST]", "[/bold]\x1b[2J")
+    show_samples(Console(), samples, samples)
+    out = capsys.readouterr().out
+    assert "[/INST]" in out
+    assert "[/bold]\\x1b[2J" in out
+
+
+@pytest.mark.parametrize("name", ["../../evil", "dpo,ipo", "${oc.env:HOME}", "[dpo]", 5, None])
+def test_a_choice_of_a_strangers_run_is_not_composed(name: object) -> None:
+    assert defaults_of({"loss": {"name": name}, "optim": {"name": "adamw"}}, lambda *_: pytest.fail("composed")) is None
+
+
+def test_the_doctor_of_a_strange_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", steps=4)
+    (run / "final" / "config.json").write_text("{}")
+    (run / ".[red]\x1b[31m").touch()
+    for name in ("model.safetensors", "more.safetensors"):
+        save_file({"w": torch.ones(3)}, run / "final" / name)
+    assert main(["doctor", str(run)]) == 0
+    (run / "final" / "config.json").write_text(DEEP)
+    assert main(["doctor", str(run)]) == 2
+    (run / "final" / "config.json").write_text("{}")
+    (run / "final" / "more.safetensors").unlink()
+    os.mkfifo(run / "final" / "more.safetensors")
+    assert main(["doctor", str(run)]) == 2
+    said = capsys.readouterr().out
+    assert "more.safetensors is no ordinary file" in said
+    assert ".[red]\\x1b[31m" in said

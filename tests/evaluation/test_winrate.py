@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from helpers.runs import llama
 from scipy.special import expit
 from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
+from dpo_cli.commands.generations import _key
+from dpo_cli.config_judges import EndpointConfig
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluation.endpoint import Endpoint
 from dpo_cli.evaluation.intervals import Bootstrap
@@ -74,6 +78,10 @@ class Server:
         self.asked: list[dict[str, Any]] = []
         self.headers: list[str | None] = []
         self.failures: list[tuple[int, dict[str, str]]] = []
+        self.answers: list[bytes] = []
+        """Instead of verdicts."""
+        self.pause = 0.0
+        """Seconds after each byte."""
         lock = threading.Lock()
         outer = self
 
@@ -90,12 +98,16 @@ class Server:
                 answer = json.dumps({"choices": [{"message": {"content": f"Not [[C]].\n{verdict}"}}]}).encode()
                 if "question 7" in text:
                     answer = json.dumps({"choices": [{"message": {"content": verdict}}]}).encode()
+                answer = outer.answers.pop(0) if outer.answers else answer
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
-                self.wfile.write(answer)
+                with suppress(ConnectionError):
+                    for piece in (bytes([byte]) for byte in answer) if outer.pause else (answer,):
+                        self.wfile.write(piece)
+                        time.sleep(outer.pause)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -159,6 +171,62 @@ def test_an_endpoint_that_refuses_is_said_at_once(server: Server, tmp_path: Path
     assert len(server.asked) == 4
     with pytest.raises(DpoError, match="ConnectError"):
         endpoint(server, tmp_path, url="http://127.0.0.1:9/v1", retries=1)([("q", "good", "bad")])
+
+
+@pytest.mark.parametrize("wait", ["nan", "-1", "-inf", "Wed, 21 Oct 2015 07:28:00 GMT", "0x10", ""])
+def test_a_wait_that_is_none_is_ours(wait: str, server: Server, tmp_path: Path) -> None:
+    server.failures = [(429, {"Retry-After": wait})]
+    assert endpoint(server, tmp_path)([("q", "good", "bad")]) == [1.0]
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "answer", [b"[" * 100_000, b"\xff\xfe", b"null", b'{"choices": [{"message": 1}]}', b"9" * 5000]
+)
+def test_an_answer_that_is_none_is_said(answer: bytes, server: Server, tmp_path: Path) -> None:
+    server.answers = [answer]
+    with pytest.raises(DpoError, match="the answer is no chat completion"):
+        endpoint(server, tmp_path)([("q", "good", "bad")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_answer_without_an_end_is_cut_off(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpo_cli.evaluation.endpoint._LONGEST_ANSWER", 1000)
+    server.answers = [b" " * 1001]
+    with pytest.raises(DpoError, match="more than 1,000 bytes"):
+        endpoint(server, tmp_path)([("q", "good", "bad")])
+
+
+def test_an_answer_that_trickles_in_has_the_time_of_a_request(server: Server, tmp_path: Path) -> None:
+    server.answers, server.pause = [b" " * 100], 0.05
+    with pytest.raises(DpoError, match=r"not complete after 0.2 s"):
+        endpoint(server, tmp_path, timeout=0.2, retries=0)([("q", "good", "bad")])
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"answer": 5}', b"\xff", b"[" * 100_000])
+def test_a_verdict_that_was_spoilt_is_asked_for_again(content: bytes, server: Server, tmp_path: Path) -> None:
+    judge = endpoint(server, tmp_path)
+    judge([("q", "good", "bad")])
+    (file,) = tmp_path.iterdir()
+    good = file.read_bytes()
+    file.write_bytes(content)
+    assert judge([("q", "good", "bad")]) == [1.0]
+    assert (len(server.asked), file.read_bytes()) == (2, good)
+
+
+@pytest.mark.parametrize(("key", "sent"), [("abc\n", "abc"), ("a\nb", None), ("schlüssel", None)])
+def test_a_key_that_no_header_can_have_is_not_said(key: str, sent: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", key)
+    judge = EndpointConfig(
+        name="openai", url="u", model="m", key_variable="A_KEY", max_tokens=1, parallel=1, retries=0, timeout=1,
+        cache_dir=None,
+    )  # fmt: skip
+    if sent is None:
+        with pytest.raises(DpoError, match="A_KEY holds letters that no HTTP header can have") as found:
+            _key(judge)
+        assert key not in str(found.value)
+    else:
+        assert _key(judge) == sent
 
 
 # -- a reward model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,11 @@ from helpers.command import Outcome, dpo, dpo_each, environment
 FIXTURES = Path(__file__).parent / "fixtures"
 DPO = str(FIXTURES / "trl" / "dpo.yaml")
 EVIL = "model_name_or_path: m\nbeta: !!python/object/apply:os.system ['touch pwned']\n"
+
+BOMB = ", ".join(
+    ["&a [x, x, x, x, x, x, x, x, x, x]"]
+    + [f"&{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in zip("abcdefg", "bcdefgh", strict=True)]
+)
 
 FILES = {
     "list.yaml": "- a\n- b\n",
@@ -27,6 +33,12 @@ FILES = {
     "sft.yaml": "stage: sft\nmodel_name_or_path: m\nfinetuning_type: full\n",
     "wrong.yaml": "model_name_or_path: m\nlearning_rate: fast\n",
     "axolotl.yaml": "base_model: m\nrl: dpo\nmicro_batch_size: 1\n",
+    "bomb.yaml": f"base_model: m\nrl: dpo\nlora_model_dir: [{BOMB}]\ndeepspeed: *h\nlora_target_modules: *h\n",
+    "itself.yaml": "base_model: m\nrl: dpo\nlora_target_modules: &a [*a]\n",
+    "digits.yaml": f"base_model: m\nrl: dpo\nseed: 0x{'f' * 5000}\n",
+    "nan.yaml": "base_model: m\nrl: dpo\nlearning_rate: .nan\n",
+    "month.yaml": "base_model: m\nrl: dpo\nx: 2020-13-45\n",
+    "long.yaml": f"base_model: {'m' * 1_000_000}\n",
 }
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no file": ([], ["import", "FILE"]),
@@ -49,6 +61,13 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no such trainer": ([DPO, "--trainer", "ppo"], ["--trainer", "ppo", "'kto'"]),
     "no processes": ([DPO, "--processes", "0"], ["--processes", "0: expected a number from 1"]),
     "no such flag": ([DPO, "--process", "x", "--nope"], ["import: "]),
+    "ten lines for a billion values": (["bomb.yaml"], ["its aliases stand for more than 100,000 values"]),
+    "a list that holds itself": (["itself.yaml"], ["its aliases stand for more than 100,000 values"]),
+    "a number of 20,000 bits": (["digits.yaml"], ["a whole number of 20,000 bits; expected 64 at most"]),
+    "a number that is none": (["nan.yaml"], ["learning_rate=nan: expected a number"]),
+    "a month that is none": (["month.yaml"], ["is not valid YAML: month must be in 1..12"]),
+    "a megabyte": (["long.yaml"], ["has more than 1,000,000 bytes"]),
+    "a pipe": (["pipe.yaml"], ["pipe.yaml is no file"]),
     "a file in the way": ([DPO, "-o", "list.yaml"], ["-o list.yaml exists"]),
 }
 
@@ -59,6 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in FILES.items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "latin.yaml").write_bytes(b"a: \xff\n")
+    os.mkfifo(folder / "pipe.yaml")
     (folder / "training_args.bin").write_bytes(b"\x80\x04.")
     return folder
 

@@ -56,6 +56,25 @@ def test_resume_drops_later_and_half_lines(tmp_path: Path, content: str, resume_
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+STRANGE = [
+    b"\xff\xfe\x00",
+    b"[" * 100_000,
+    b'{"step": 1e999}',
+    b'{"step": ' + b"9" * 5000 + b"}",
+    b'{"step": {}, "a": 1}',
+]
+
+
+def test_what_is_no_line_is_taken_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([*STRANGE, b'{"step": 1, "a": 1.0, "b": "x", "c": [2]}', b'{"st']))
+    warnings: list[str] = []
+    file = JsonLines(path, resume_after=1, warn=warnings.append)
+    assert file.kept == [(1, {"a": 1.0})]
+    assert lines(path) == [{"step": 1, "a": 1.0, "b": "x", "c": [2]}]
+    assert warnings == [f"{path}: 5 lines could not be read, and are taken out"]
+
+
 def test_resume_without_a_file_starts_one(tmp_path: Path) -> None:
     JsonLines(tmp_path / "metrics.jsonl", resume_after=3).log(4, {"a": 1.0})
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 4, "a": 1.0}]

@@ -180,6 +180,18 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         read(folder)
 
 
+def test_tensors_that_are_none_are_a_problem_also_where_the_manifest_knows_them(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    folder = save(tmp_path, 2)
+    (folder / "weights.safetensors").write_bytes(b"x" * 64)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["weights.safetensors"] = {"bytes": 64, "sha256": hashlib.sha256(b"x" * 64).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found, problems = find(tmp_path)
+    assert found.state.step == 1
+    assert "weights.safetensors is no sound safetensors file" in problems[0]
+
+
 def test_a_state_with_other_fields_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     state = json.loads((folder / "state.json").read_text()) | {"mood": "good"}
@@ -206,7 +218,7 @@ def test_a_leftover_partial_folder_is_ignored_and_replaced(tmp_path: Path) -> No
 
 def test_strange_names_are_no_checkpoints(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    for name in ("step-x", "step-", "step-2.tmp", "step--3"):
+    for name in ("step-x", "step-", "step-2.tmp", "step--3", "step-²"):
         shutil.copytree(tmp_path / "step-1", tmp_path / name)
     found, problems = find(tmp_path)
     assert (found.folder, problems) == (tmp_path / "step-1", [])
@@ -225,6 +237,22 @@ def test_a_step_written_twice_is_the_second_one(tmp_path: Path) -> None:
 def broken(step: int) -> Iterator[tuple[str, Tensor]]:
     yield from list(weights_of(step).items())[:2]
     raise OSError(28, "No space left on device")
+
+
+def test_a_rename_that_fails_leaves_the_one_that_was_to_be_replaced(tmp_path: Path, monkeypatch) -> None:
+    folder = save(tmp_path, 1)
+    ordinary = Path.rename
+
+    def rename(path: Path, to: Path) -> Path:
+        if path.name.startswith(".partial"):
+            raise OSError(5, "Input/output error")
+        return ordinary(path, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output error"):
+        write(tmp_path, state_of(1), weights_of(8).items(), moments_of(8).items(), first=True)
+    assert steps(tmp_path) == [folder.name]
+    assert_equal(read(folder).weights(), weights_of(1))
 
 
 @pytest.mark.parametrize("part", ["weights", "moments"])
