@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dpo_cli import liveness
 from dpo_cli.distributed import rank, world_size
+from dpo_cli.engine.linear import round_once
 from dpo_cli.engine.optimizers import make_optimizer, moment_names, set_updates
 from dpo_cli.engine.second_weights import whole_shape
 from dpo_cli.engine.settings import deepspeed_config
@@ -30,6 +31,8 @@ _NOBODY = -1
 # DeepSpeed compiles this operation at every first start on a CPU (a compiler and half a minute) for tensor-parallel
 # inference, which is not done here.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+round_once()
 
 
 class Engine:

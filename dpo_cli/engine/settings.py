@@ -26,10 +26,10 @@ _OURS = {
     "data_parallel_size": "launch.num_processes and engine.sequence_parallel",
 }
 
-# In these several ranks work on the same rows, of which our plan knows nothing: DeepSpeed would take what different
-# rows gave for parts of one.
-_ONE_ROW_FOR_SEVERAL = {
-    "tensor_parallel": "tensor parallelism (AutoTP) has several ranks run the same rows, which would count twice",
+# docs/design.md says what was tried.
+_REFUSED = {
+    "tensor_parallel": "tensor parallelism (AutoTP) leaves parts of weights on each rank, which checkpoints and samples "
+    "would take for whole ones",
     "expert_parallel": "expert parallelism (AutoEP) puts layers of its own into a model, of which files hold none",
 }
 
@@ -65,7 +65,7 @@ def deepspeed_config(*, zero_stage: int, max_grad_norm: float | None, extra: Map
         extra: the user's own keys, merged in.
 
     Raises:
-        ConfigError: for each key in ``extra`` that a key of ours decides, or that would have ranks share rows.
+        ConfigError: for each key in ``extra`` that a key of ours decides, or that is refused.
     """
     zero = extra.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
@@ -76,8 +76,9 @@ def deepspeed_config(*, zero_stage: int, max_grad_norm: float | None, extra: Map
         if key in extra or (key == "zero_optimization.stage" and "stage" in zero)
     ]
     problems += [
-        f"engine.deepspeed.{key} is not supported: {why}. To spread a model over ranks use engine.zero_stage=3"
-        for key, why in _ONE_ROW_FOR_SEVERAL.items()
+        f"engine.deepspeed.{key} is not supported: {why}. To spread a model over ranks use engine.zero_stage=3, to "
+        "spread long rows engine.sequence_parallel"
+        for key, why in _REFUSED.items()
         if key in extra
     ]
     if problems:

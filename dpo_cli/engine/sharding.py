@@ -12,7 +12,10 @@ import deepspeed
 import torch
 from torch import nn
 
+from dpo_cli.engine.linear import round_once
 from dpo_cli.engine.settings import deepspeed_config
+
+round_once()
 
 
 def sharding_config(extra: Mapping[str, Any]) -> dict[str, Any]:

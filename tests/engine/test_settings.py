@@ -50,12 +50,12 @@ def test_all_conflicts_are_reported_at_once() -> None:
 
 
 @pytest.mark.parametrize("key", ["tensor_parallel", "expert_parallel"])
-def test_what_would_have_ranks_share_rows_is_refused(key: str) -> None:
+def test_what_would_leave_parts_of_layers_on_ranks_is_refused(key: str) -> None:
     with pytest.raises(ConfigError) as error:
         deepspeed_config(zero_stage=2, max_grad_norm=1.0, extra={key: {"autotp_size": 2}})
     (problem,) = error.value.problems
     assert problem.startswith(f"engine.deepspeed.{key} is not supported: ")
-    assert problem.endswith("use engine.zero_stage=3")
+    assert problem.endswith("use engine.zero_stage=3, to spread long rows engine.sequence_parallel")
 
 
 def test_other_keys_reach_deepspeed_as_they_are() -> None:
