@@ -20,7 +20,7 @@ from helpers.work import Meter, Work, held_by, metered
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from dpo_cli import distributed
+from dpo_cli import distributed, liveness
 from dpo_cli.commands import hooks, parts, train, train_run
 from dpo_cli.data.collate import collate, flat_length
 from dpo_cli.data.kinds import mismatch
@@ -358,3 +358,18 @@ def test_a_whole_run_does_what_it_must_and_nothing_else(tmp_path: Path, monkeypa
     without = run("without", "loss=simpo", f"reference.cache_dir={tmp_path / 'another'}")
     without.pop("groups are right")
     assert without.keys() == {"held out", "update", "weights are finite"}
+
+
+def test_signs_of_life_say_how_long_updates_and_evaluations_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each update and each batch of an evaluation is measured, and nothing else is."""
+    with (tmp_path / "alive-0").open("wb") as file:
+        signs = liveness._Signs(tmp_path, file.fileno())
+        monkeypatch.setattr(liveness, "_signs", signs)
+        Runs(tmp_path, monkeypatch)("first")
+    assert {what: len(times) for what, times in signs.known.items()} == {
+        "update": 2 * EPOCHS,
+        "batch of an evaluation": 2,
+    }
+    assert liveness.place_of_stacks(tmp_path) == tmp_path / "first"
