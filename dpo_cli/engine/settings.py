@@ -28,8 +28,8 @@ _OURS = {
 
 # docs/design.md says what was tried.
 _REFUSED = {
-    "tensor_parallel": "tensor parallelism (AutoTP) leaves parts of weights on each rank, which checkpoints and samples "
-    "would take for whole ones",
+    "tensor_parallel": "tensor parallelism (AutoTP) leaves parts of weights on each rank, which checkpoints and "
+    "samples would take for whole ones",
     "expert_parallel": "expert parallelism (AutoEP) puts layers of its own into a model, of which files hold none",
 }
 
