@@ -144,13 +144,32 @@ def out_of_the_way(folder: Path) -> Iterator[None]:
         return
     before = folder.with_name(f".replaced-{folder.name}")
     shutil.rmtree(before, ignore_errors=True)
-    folder.rename(before)
+    if not renamed(folder, before):
+        shutil.rmtree(folder)
+        yield
+        return
     try:
         yield
     except BaseException:
         before.rename(folder)
         raise
     shutil.rmtree(before, ignore_errors=True)
+
+
+def renamed(folder: Path, to: Path) -> bool:
+    """Rename a folder; False where it lies in a lower layer of an overlay, as what comes with a container's image does,
+    and has no other name.
+
+    Raises:
+        OSError: for any other reason.
+    """
+    try:
+        folder.rename(to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
 
 
 def sync(path: Path) -> None:

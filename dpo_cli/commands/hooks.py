@@ -185,8 +185,8 @@ class RunHooks:
             self.latest.update(values)
         found = [(done, values) for done, values in kept if any(_is_measured(name) for name in values)]
         self.measured = list(distributed.from_first(found))
-        alerts = [alert for alert in self.record.values.get("alerts") or [] if alert["step"] <= step]
-        self.record.values["alerts"] = alerts
+        said = self.record.values.get("alerts") or []
+        self.record.values["alerts"] = [alert for alert in said if _is_alert(alert) and alert["step"] <= step]
         self._decide(step)
 
     def track(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -403,6 +403,11 @@ class RunHooks:
         """What the sampled answers say that a person should know now, beside those before the first update."""
         for alarm in of_sampling(self.measured, step) if step else ():
             self.alert(step, alarm.name, alarm.text)
+
+
+def _is_alert(values: Mapping[str, Any]) -> bool:
+    """Whether a record, perhaps a stranger's, says of an alert what is needed to go on with it."""
+    return isinstance(values.get("step"), int) and isinstance(values.get("name"), str)
 
 
 def _is_measured(name: str) -> bool:

@@ -37,7 +37,9 @@ from dpo_cli.evaluation.samples import Samples
 from dpo_cli.losses import Loss, Sums, make_loss
 from dpo_cli.metric_names import of_samples
 from dpo_cli.model.checkpointing import checkpoint_layers
+from dpo_cli.model.files import understood
 from dpo_cli.model.flops import FlopsModel, count_weights, peak_flops
+from dpo_cli.model.load import LoadedModel
 from dpo_cli.model.quantize import check_stage
 from dpo_cli.objective import Objective
 from dpo_cli.reference.fingerprint import reference_files
@@ -48,7 +50,7 @@ from dpo_cli.tracking.console import Console
 from dpo_cli.tracking.trackers import Tracker, check_usable, finish
 from dpo_cli.training.checkpoint import Checkpoint
 from dpo_cli.training.checkpoint import folders as checkpoint_folders
-from dpo_cli.training.export import export, export_adapter
+from dpo_cli.training.export import export, export_adapter, rehearse
 from dpo_cli.training.guards import check_finite, check_zero_margin, drawn, zero_margin_gap
 from dpo_cli.training.loop import Rhythm, Window, Work, fit, memory
 from dpo_cli.whole_folder import leftovers, write_file
@@ -93,7 +95,7 @@ def _check_folder(config: TrainConfig) -> None:
         check_writable(folder, "run_dir", "choose another folder, or have its owner let you write there")
     if config.run_dir is not None and not _goes_on_in(run_dir, config.resume):
         check_free(run_dir)
-    if config.run_dir is not None and (run_dir / "final").is_mount():
+    if config.run_dir is not None and os.path.ismount((run_dir / "final").resolve()):
         raise DpoError(
             f"run_dir: {run_dir / 'final'} is a mount point, and is to be replaced as a whole: mount {run_dir}"
         )
@@ -252,6 +254,7 @@ class _Run:
             shard=config.engine.deepspeed if self._zero_stage() == 3 else None,
         )
         scorer = setup.load_policy()
+        self._check_can_be_saved(scorer.loaded)
         reference = self._reference(setup, scorer)
         objective = Objective(
             groups=self.rows.data.train,
@@ -293,6 +296,27 @@ class _Run:
         if isinstance(reference.live, Frozen):
             reference.live.destroy()
         return None if before is None or after is None else (before, after)
+
+    def _check_can_be_saved(self, loaded: LoadedModel) -> None:
+        """
+        Raises:
+            DpoError: on all ranks alike, if what the run ends with can't be written.
+        """
+        problem = None
+        if distributed.rank() == 0:
+            try:
+                with understood(f"model.path={self.config.model.path}: what is trained from it could not be saved"):
+                    rehearse(
+                        self.run_dir / ".rehearsal",
+                        loaded.model if loaded.adapter is None else None,
+                        self.rows.tokenizer,
+                        dropout=loaded.dropout,
+                        ends=self.rows.data.ends,
+                    )
+            except DpoError as error:
+                problem = str(error)
+        if problem := distributed.from_first(problem):
+            raise DpoError(problem)
 
     def _reference(self, setup: Setup, scorer: Scorer) -> Reference:
         needed = self.loss.needs_reference

@@ -69,6 +69,7 @@ STRANGE = {
     "no mapping for the rows": (added(data="x", final=5), "run.json: data is not what a run writes"),
     "no mapping for a side": (added(data={"train": 5}), "run.json: data.train is not what a run writes"),
     "starts that are none": (added(starts=[1], alerts={}), "run.json: starts is not what a run writes"),
+    "a result of 400 digits": (added(final={"eval/loss": 10**400}), ""),
     "a pipe for metrics": (pipe("metrics.jsonl"), "metrics.jsonl could not be read"),
     "a pipe for a configuration": (pipe("config.yaml"), "config.yaml could not be read"),
     "a folder for a record": (folder("run.json"), "run.json could not be read"),
@@ -177,6 +178,9 @@ def test_the_doctor_of_a_strange_model(tmp_path: Path, capsys: pytest.CaptureFix
     (run / "final" / "more.safetensors").unlink()
     os.mkfifo(run / "final" / "more.safetensors")
     assert main(["doctor", str(run)]) == 2
+    added(status="failed", error="\x1b[2J\x1b]0;title\x07")(run)
+    assert main(["doctor", str(run)]) == 2
     said = capsys.readouterr().out
+    assert "\x1b" not in said
     assert "more.safetensors is no ordinary file" in said
     assert ".[red]\\x1b[31m" in said
