@@ -269,6 +269,8 @@ def _compose_with_hydra(command: str, words: Sequence[str], task: Callable[[Dict
         except UnicodeDecodeError as error:
             raise ConfigError([f"a configuration file is not valid UTF-8 ({error})"]) from None
         except SystemExit as end:  # argparse, after --help or a flag it doesn't know
+            if isinstance(end.code, int) and end.code > 128:  # a signal
+                raise
             if end.code:
                 raise SystemExit(int(ExitCode.USAGE)) from None
 
