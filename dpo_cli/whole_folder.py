@@ -176,7 +176,8 @@ def sync(path: Path) -> None:
     """Have the disk hold a file's content, or which names are in a folder, before going on."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
