@@ -118,9 +118,18 @@ def _keep_out_of_this_folder() -> None:
 
 def describe(error: OSError) -> str:
     """An operating-system error in one line."""
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _folder_is_there():
+        return "the folder that this was started in is gone: change to one that is there"
     what = error.strerror or str(error)
     where = f": {one_line(str(error.filename), 200)}" if error.filename else ""
     return f"{what}{where} (DPO_TRACEBACK=1 shows where)"
+
+
+def _folder_is_there() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def as_overrides(command: str, words: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -269,6 +269,8 @@ def _compose_with_hydra(command: str, words: Sequence[str], task: Callable[[Dict
         except UnicodeDecodeError as error:
             raise ConfigError([f"a configuration file is not valid UTF-8 ({error})"]) from None
         except SystemExit as end:  # argparse, after --help or a flag it doesn't know
+            if isinstance(end.code, int) and end.code > 128:  # a signal
+                raise
             if end.code:
                 raise SystemExit(int(ExitCode.USAGE)) from None
 
@@ -342,7 +344,7 @@ def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         values["eval"] = filled(kept, values["eval"])
         # How the run was launched says nothing of where this is wanted; only this machine's processes are taken over.
         if ran["launch"]["name"] == "local" and values["launch"]["name"] == "local":
-            values["launch"] = filled(ran["launch"], values["launch"])
+            values["launch"] = filled(_for_this_machine(ran["launch"]), values["launch"])
     values["seed"] = ran["seed"]
     values["precision"] = read(Path(str(run))).get("precision", ran["train"]["precision"])  # what `auto` came to
     values["tokens_per_micro_batch"] = ran["train"]["tokens_per_micro_batch"]
@@ -371,6 +373,23 @@ def _with_run(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     return {str(key): value for key, value in merged.items()} if isinstance(merged, dict) else values
 
 
+def _for_this_machine(launch: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run was launched, with no more processes than this machine has cores: a stranger may have said anything."""
+    count = launch.get("num_processes")
+    too_many = isinstance(count, int) and count > (os.cpu_count() or 1)
+    return {**launch, "num_processes": "auto"} if too_many else dict(launch)
+
+
+def _literal(value: Any) -> Any:
+    """Values of which none is an interpolation: a run's are resolved already, and a stranger's ``${oc.env:NAME}`` in a
+    URL would send what is in the environment there."""
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
 def _run_config(file: Path) -> dict[str, Any]:
     """What a run, perhaps a stranger's, says that it was trained with.
 
@@ -379,7 +398,7 @@ def _run_config(file: Path) -> dict[str, Any]:
     """
     from dpo_cli.reporting.runs import read_config_file
 
-    plain = OmegaConf.to_container(OmegaConf.load(file)) if read_config_file(file) else {}
+    plain = _literal(OmegaConf.to_container(OmegaConf.load(file))) if read_config_file(file) else {}
     ran = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
     needed = {
         **dict.fromkeys(("model", "data", "loss", "reference", "eval"), ()),

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dpo_cli.whole_folder import write_file
+from dpo_cli.whole_folder import naming, write_file
 
 
 def sha256(file: Path) -> str:
     """Of a file's bytes, as hexadecimal digits."""
-    with file.open("rb") as stream:
+    with naming(file), file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

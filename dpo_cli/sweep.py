@@ -35,7 +35,7 @@ from dpo_cli.launchers.apart import Apart, passing_on
 from dpo_cli.launchers.slurm_jobs import Submitted
 from dpo_cli.overrides import apart
 from dpo_cli.reporting.compare import Goal, goal_of, verdict
-from dpo_cli.reporting.runs import Run, duration, is_run, read_runs
+from dpo_cli.reporting.runs import Run, duration, is_run, read_config_file, read_runs
 from dpo_cli.run_folder import read
 from dpo_cli.sweep_view import Screen, State
 from dpo_cli.tracking.console import Terminal
@@ -456,7 +456,8 @@ def _leave_to_slurm(running: list[_Running]) -> str:
 
 def _settings(run_dir: Path) -> dict[str, Any]:
     """What the run in a folder was told, as far as it says what was run."""
-    values = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+    file = run_dir / "config.yaml"
+    values = OmegaConf.to_container(OmegaConf.load(file)) if read_config_file(file) else None
     return _comparable(values) if isinstance(values, dict) else {}
 
 

@@ -144,7 +144,10 @@ def out_of_the_way(folder: Path) -> Iterator[None]:
         return
     before = folder.with_name(f".replaced-{folder.name}")
     shutil.rmtree(before, ignore_errors=True)
-    folder.rename(before)
+    if not renamed(folder, before):
+        shutil.rmtree(folder)
+        yield
+        return
     try:
         yield
     except BaseException:
@@ -153,11 +156,28 @@ def out_of_the_way(folder: Path) -> Iterator[None]:
     shutil.rmtree(before, ignore_errors=True)
 
 
+def renamed(folder: Path, to: Path) -> bool:
+    """Rename a folder; False where it lies in a lower layer of an overlay, as what comes with a container's image does,
+    and has no other name.
+
+    Raises:
+        OSError: for any other reason.
+    """
+    try:
+        folder.rename(to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
+
+
 def sync(path: Path) -> None:
     """Have the disk hold a file's content, or which names are in a folder, before going on."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 

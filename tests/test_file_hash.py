@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.file_hash import file_hash
+from dpo_cli.file_hash import file_hash, sha256
 
 
 @pytest.mark.parametrize("how", ["written over", "replaced by a file of the same size and time"])
@@ -39,3 +40,14 @@ def test_a_damaged_memory_is_started_over(tmp_path: Path, content: bytes) -> Non
     (cache / "file-hashes.json").write_bytes(content)
     assert file_hash(file, cache) == expected
     assert list(json.loads((cache / "file-hashes.json").read_text()).values()) == [expected]
+
+
+def test_what_can_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(stream: object, name: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(hashlib, "file_digest", broken)
+    (tmp_path / "rows").write_bytes(b"x")
+    with pytest.raises(OSError, match="Input/output error") as found:
+        sha256(tmp_path / "rows")
+    assert found.value.filename == str(tmp_path / "rows")

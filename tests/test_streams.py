@@ -38,6 +38,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
         ("dpo configs >/dev/full", 74, "dpo: No space left on device"),
         ("dpo configs >/dev/full 2>&1", 74, ""),
         ("dpo configs >&-", 0, ""),
+        ("mkdir gone; cd gone; rmdir ../gone; dpo train +experiment=quickstart", 74, "was started in is gone"),
         ("set -o pipefail; dpo help | true", 74, ""),
     ],
 )

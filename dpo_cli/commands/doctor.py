@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_cli.commands.arguments import Parser
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, printable
 
 _DESCRIPTION = """\
 Look this machine over: versions against those needed, devices, what connects
@@ -61,10 +61,12 @@ def _show(findings: Sequence[object]) -> None:
         if part and each.part != part:
             table.add_section()
         mark = Text("ok", style="green") if each.right else Text("wrong", style="bold red")
-        text = Text(each.found)
+        text = Text(printable(each.found))
         if not each.right and each.advice:
             text.append(f"\n{each.advice}", style="dim")
-        table.add_row(Text(each.part if each.part != part else "", style="bold"), mark, Text(each.name), text)
+        table.add_row(
+            Text(each.part if each.part != part else "", style="bold"), mark, Text(printable(each.name)), text
+        )
         part = each.part
     Terminal(width=None if sys.stdout.isatty() else 120).print(table)
 

@@ -202,8 +202,7 @@ class RunHooks:
     def _pass_over(self, skipped: list[int], step: int, why: str) -> None:
         """Note which updates are not made."""
         self.skipped[:] = skipped
-        known = (self.record.values.get("passed_over") or {}).get("last", [])
-        last = [*known, {"step": step, "why": why}][-_SHOWN:]
+        last = [*_passed_over_in(self.record.values), {"step": step, "why": why}][-_SHOWN:]
         self.record.update(passed_over={"count": len(skipped), "last": last})
 
     def _follow(self, step: int) -> None:
@@ -226,9 +225,10 @@ class RunHooks:
     def _forget_after(self, step: int) -> None:
         """Alerts, and updates passed over, that will come again."""
         known = self.record.values
-        known["alerts"] = [alert for alert in known.get("alerts") or [] if alert["step"] <= step]
-        if "passed_over" in known:
-            last = [noted for noted in known["passed_over"]["last"] if noted["step"] <= step]
+        alerts = known.get("alerts") or []
+        known["alerts"] = [alert for alert in alerts if _is_said(alert, "name") and alert["step"] <= step]
+        last = [noted for noted in _passed_over_in(known) if noted["step"] <= step]
+        if self.skipped or last:
             known["passed_over"] = {"count": len(self.skipped), "last": last}
 
     def track(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -431,6 +431,18 @@ class RunHooks:
         """What the sampled answers say that a person should know now, beside those before the first update."""
         for alarm in of_sampling(self.measured, step) if step else ():
             self.alert(step, alarm.name, alarm.text)
+
+
+def _passed_over_in(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a record says of updates that were passed over."""
+    known = record.get("passed_over")
+    last = known.get("last") if isinstance(known, dict) else None
+    return [noted for noted in last if _is_said(noted, "why")] if isinstance(last, list) else []
+
+
+def _is_said(values: Any, what: str) -> bool:
+    """Whether a record, perhaps a stranger's, says of an event what is needed to go on with it."""
+    return isinstance(values, dict) and isinstance(values.get("step"), int) and isinstance(values.get(what), str)
 
 
 def _is_measured(name: str) -> bool:

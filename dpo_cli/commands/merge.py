@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,11 +55,13 @@ def check_output(folder: Path) -> None:
     Raises:
         DpoError: naming it.
     """
-    if folder.is_symlink() or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    free = not folder.is_symlink() and (not any(folder.iterdir()) if folder.is_dir() else not folder.exists())
+    if not free:
         raise DpoError(f"merge: {folder} is there already: remove it, or choose another folder")
-    if not folder.name or folder.name == ".." or folder.is_mount():
+    if not folder.name or folder.name == ".." or os.path.ismount(folder):
         raise DpoError(f"merge: {folder} can't be written as a whole: name a new folder in it")
-    check_writable(folder.parent, "merge", "choose another place for the merged model")
+    for place in (folder.parent, folder.with_name(f".partial-{folder.name}")):  # the latter may be too long a name
+        check_writable(place, "merge", "choose another place for the merged model")
 
 
 def _parser() -> argparse.ArgumentParser:

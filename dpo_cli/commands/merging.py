@@ -18,7 +18,7 @@ from dpo_cli.data.tokenize import end_tokens
 from dpo_cli.data.types import Example
 from dpo_cli.distributed import device
 from dpo_cli.errors import DpoError, NumericsError, StorageError
-from dpo_cli.model.files import ModelFiles, find_files
+from dpo_cli.model.files import ModelFiles, find_files, understood
 from dpo_cli.model.load import LoadedModel, attach, load_model, load_tokenizer
 from dpo_cli.model.merge import (
     Gap,
@@ -276,4 +276,5 @@ def _card(source: Source, wanted: Wanted) -> str:
         how += f", whose matrices were held in {files.quantization} in training, {which}"
     if source.settings is None or source.record is None or "about" not in source.record:
         return plain_card(files.path, license_of(files), merged=f"{how}.", weights=wanted.dtype)
-    return model_card(source.settings, source.record, merged=f"{how}.", weights=wanted.dtype)
+    with understood(f"the run of {files.adapter} does not say what a model card needs: copy final/ out of its folder"):
+        return model_card(source.settings, source.record, merged=f"{how}.", weights=wanted.dtype)

@@ -23,6 +23,8 @@ from dpo_cli.reference.store import ReferenceStore
 from dpo_cli.stopping import stop_on_signals
 from dpo_cli.tracking.console import Console
 
+_MOST_SHARDS = 100_000
+
 
 def run(config: PrecomputeConfig) -> None:
     """Fill the store with what these rows lack. All ranks of a run call it alike.
@@ -88,6 +90,8 @@ def _shard(config: PrecomputeConfig) -> tuple[int, int]:
         DpoError: if there is no such shard.
     """
     number, _, count = (config.shard or "1/1").partition("/")
+    if int(count) > _MOST_SHARDS:
+        raise DpoError(f"shard={config.shard}: expected {_MOST_SHARDS:,} shards at most")
     if int(number) > int(count):
         raise DpoError(f"shard={config.shard}: expected 1/{count} to {count}/{count}")
     return int(number), int(count)

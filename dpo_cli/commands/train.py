@@ -73,7 +73,7 @@ def _check_folder(config: TrainConfig) -> None:
         check_writable(folder, "run_dir", "choose another folder, or have its owner let you write there")
     if config.run_dir is not None and not _goes_on_in(run_dir, config.resume):
         check_free(run_dir)
-    if config.run_dir is not None and (run_dir / "final").is_mount():
+    if config.run_dir is not None and os.path.ismount((run_dir / "final").resolve()):
         raise DpoError(
             f"run_dir: {run_dir / 'final'} is a mount point, and is to be replaced as a whole: mount {run_dir}"
         )

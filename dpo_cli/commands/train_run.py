@@ -31,7 +31,9 @@ from dpo_cli.errors import CheckpointError, DpoError, ExitCode, NumericsError
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.losses import Loss, Sums
 from dpo_cli.model.checkpointing import checkpoint_layers
+from dpo_cli.model.files import understood
 from dpo_cli.model.flops import FlopsModel, count_weights, peak_flops
+from dpo_cli.model.load import LoadedModel
 from dpo_cli.model.quantize import check_stage
 from dpo_cli.objective import Objective
 from dpo_cli.run_folder import RunRecord
@@ -40,7 +42,7 @@ from dpo_cli.tracking.console import Console
 from dpo_cli.tracking.trackers import Tracker, finish
 from dpo_cli.training.checkpoint import Checkpoint
 from dpo_cli.training.checkpoint import folders as checkpoint_folders
-from dpo_cli.training.export import export, export_adapter
+from dpo_cli.training.export import export, export_adapter, rehearse
 from dpo_cli.training.guards import (
     Spikes,
     check_finite,
@@ -92,6 +94,7 @@ class Run:
             shard=config.engine.deepspeed if self._zero_stage() == 3 else None,
         )
         scorer = setup.load_policy()
+        self._check_can_be_saved(scorer.loaded)
         reference = self._reference(setup, scorer)
         objective = Objective(
             groups=self.rows.data.train,
@@ -137,6 +140,27 @@ class Run:
             raise
         _let_go(engine, reference)
         return None if before is None or after is None else (before, after)
+
+    def _check_can_be_saved(self, loaded: LoadedModel) -> None:
+        """
+        Raises:
+            DpoError: on all ranks alike, if what the run ends with can't be written.
+        """
+        problem = None
+        if distributed.rank() == 0:
+            try:
+                with understood(f"model.path={self.config.model.path}: what is trained from it could not be saved"):
+                    rehearse(
+                        self.run_dir / ".rehearsal",
+                        loaded.model if loaded.adapter is None else None,
+                        self.rows.tokenizer,
+                        dropout=loaded.dropout,
+                        ends=self.rows.data.ends,
+                    )
+            except DpoError as error:
+                problem = str(error)
+        if problem := distributed.from_first(problem):
+            raise DpoError(problem)
 
     def _reference(self, setup: Setup, scorer: Scorer) -> Reference:
         needed = self.loss.needs_reference

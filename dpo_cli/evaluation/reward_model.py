@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dpo_cli.data.limits import bounded
 from dpo_cli.distributed import device
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluation.winrate import Judge
 from dpo_cli.model.files import check_folder, understood
+from dpo_cli.model.load import plain_config
 
 
 def check_reward_model(path: str) -> None:
@@ -22,7 +23,7 @@ def check_reward_model(path: str) -> None:
     """
     check_folder(path, f"judge.path={path}")
     with understood(f"judge.path={path} can't be loaded as a reward model"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = plain_config(path)
     if config.num_labels != 1:
         raise DpoError(f"judge.path={path} has {config.num_labels} outputs: expected a reward model, which has one")
 
@@ -44,7 +45,7 @@ def reward_model(path: str, advance: Callable[[int], None] = lambda answers: Non
     with understood(f"judge.path={path} can't be loaded as a reward model"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForSequenceClassification.from_pretrained(
-            path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            path, config=plain_config(path), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
     model.to(device()).eval()
     known: dict[tuple[str, str], float] = {}

@@ -28,7 +28,7 @@ def model_config(path: str, shapes: Path) -> Any:
     file = Path(path, "config.json")
     if file.is_file():
         try:
-            return AutoConfig.from_pretrained(path)
+            return AutoConfig.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise DpoError(f"{file} is not a model's configuration ({str(error).strip().splitlines()[0]})") from None
     known = _known(shapes)
@@ -38,7 +38,7 @@ def model_config(path: str, shapes: Path) -> Any:
     if Path(path).is_dir():
         raise DpoError(f"model.path={path} is not a model folder: it holds no config.json")
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         raise DpoError(
             f"model.path={path}: its shape is not known here, and a plan downloads nothing; give a folder that holds "

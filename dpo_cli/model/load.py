@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from dpo_cli.errors import DpoError
@@ -56,6 +63,7 @@ def load_tokenizer(path: str, revision: str | None, *, name: str | None = None) 
     try:
         with understood(f"{name}: no tokenizer could be loaded from it"):
             tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+            tokenizer.init_kwargs.pop("auto_map", None)  # names code, and would come into what is written
             tokenizer("a")  # much of what its files say is not looked at before
             return tokenizer
     except DpoError:
@@ -97,7 +105,7 @@ def load_model(
     name = name or f"model.path={path}"
     check_folder(path, name)
     with understood(f"{name} is not a model"):
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        config = plain_config(path, revision)
         dropout = switch_off_dropout(config)
         why_not = why_no_groups(config)
         if attention == "plain" and sequence_parallel == 1:
@@ -143,6 +151,19 @@ def load_model(
         for parameter in model.parameters():
             place(parameter)
     return loaded
+
+
+def plain_config(path: str, revision: str | None = None) -> PretrainedConfig:
+    """A model's configuration without what it says of code, which may be anybody's on the hub (kernels for attention
+    and experts, classes beside the model), and of what a forward pass gives back, which is for us to say."""
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    config._attn_implementation = None
+    config._experts_implementation = None
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        if isinstance(part, PretrainedConfig):
+            part.return_dict, part.output_attentions, part.output_hidden_states = True, False, False
+            vars(part).pop("auto_map", None)
+    return config
 
 
 def not_spread(sequence_parallel: int, problem: str) -> DpoError:
@@ -241,7 +262,8 @@ def _build(
 def switch_off_dropout(config: Any) -> dict[str, float]:
     """DPO compares log-probs of one model with another's; dropout would make both random."""
     names = [name for name in vars(config) if "dropout" in name or name.endswith("pdrop")]
-    before = {name: value for name in names if isinstance(value := getattr(config, name), float) and value > 0}
+    values = {name: getattr(config, name) for name in names}
+    before = {name: value for name, value in values.items() if type(value) in (int, float) and value != 0}
     for name in before:
         setattr(config, name, 0.0)
     return before

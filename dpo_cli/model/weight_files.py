@@ -155,7 +155,9 @@ def check_quantised(settings: dict[str, Any], tensors: dict[str, Stored]) -> Non
     """
     said = settings.get("quantization_config")
     in_bytes = any(tensor.dtype in ("U8", "I8") for tensor in tensors.values())
-    if isinstance(said, dict) and said.get("quant_method") == "bitsandbytes" and tensors and not in_bytes:
+    # transformers takes it for bitsandbytes' by either of these keys, whatever the method is called.
+    bits = isinstance(said, dict) and (said.get("load_in_4bit") or said.get("load_in_8bit"))
+    if isinstance(said, dict) and (bits or said.get("quant_method") == "bitsandbytes") and tensors and not in_bytes:
         raise DpoError("config.json has a quantization_config, and the files hold no quantised weights: take it out")
 
 

@@ -25,7 +25,11 @@ def reference_identity(
         vocabulary: the tokenizer's length; rows that the embedding lacks for it are made by a fixed rule.
         cache: folder where hashes of weight files are remembered.
     """
-    rows = AutoConfig.from_pretrained(model.path, revision=model.revision).get_text_config().vocab_size
+    rows = (
+        AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=False)
+        .get_text_config()
+        .vocab_size
+    )
     quantised = {} if model.quantization is None else {"quantization": model.quantization}
     return {
         "files": reference_files(model, cache),

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dpo_cli import faults
 from dpo_cli.data.types import Group, Tokens
 from dpo_cli.errors import DpoError, StorageError
-from dpo_cli.whole_folder import leftovers, write_file
+from dpo_cli.whole_folder import leftovers, naming, write_file
 
 Logps = NDArray[np.float32]
 
@@ -180,7 +180,8 @@ def read_chunk(path: Path) -> dict[bytes, Logps]:
     damaged = f"{path} is damaged: {{}}; delete it and run again"
     if not path.is_file():  # a pipe, say, for which one would wait
         raise StorageError(damaged.format("it is no file"))
-    data = path.read_bytes()
+    with naming(path):
+        data = path.read_bytes()
     if path.name != f"chunk-{hashlib.sha256(data).hexdigest()}.safetensors":
         raise StorageError(damaged.format("its bytes don't match the hash in its name"))
     try:

@@ -90,7 +90,7 @@ class Run:
     def final(self, name: str) -> float | None:
         """A metric at the end: as the run recorded it, or else its newest finite value."""
         recorded = inside(self.record, "final", name)
-        if isinstance(recorded, int | float):
+        if isinstance(recorded, int | float) and abs(recorded) < 1e308:  # an integer may be too long for a float
             return float(recorded)
         series = self.metrics.get(name)
         values = [] if series is None else series.finite().values.tolist()

@@ -33,7 +33,8 @@ class JsonLines:
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
         self._warn = warn
-        self._warned = False
+        self._why = ""
+        """Why it could not be written at some time."""
 
     def _take_up(self, path: Path, resume_after: int, warn: Callable[[str], None]) -> None:
         """Keep the lines up to a step, and know what they say."""
@@ -66,7 +67,7 @@ class JsonLines:
         """Nothing more comes."""
         self._write()
         if self._waiting:
-            self._warn(f"{self._file.name} lacks its last {len(self._waiting):,} bytes: the disk is full")
+            self._warn(f"{self._file.name} lacks its last {len(self._waiting):,} bytes ({self._why})")
         self._file.close()
 
     def _write(self, *, sync: bool = False) -> None:
@@ -77,9 +78,9 @@ class JsonLines:
             if sync:
                 os.fsync(self._file.fileno())
         except OSError as error:
-            if not self._warned:
-                self._warned = True
+            if not self._why:
                 self._warn(f"{self._file.name} can't be written for now ({error.strerror}); its lines are kept")
+            self._why = error.strerror or str(error)
 
 
 class NewLines:

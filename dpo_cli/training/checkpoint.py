@@ -22,7 +22,7 @@ from dpo_cli.errors import CheckpointError, DpoError, one_line
 from dpo_cli.file_hash import sha256
 from dpo_cli.model.weight_files import is_plain_name, read_header
 from dpo_cli.training.tensor_files import Tensors, save_in_parts
-from dpo_cli.whole_folder import out_of_the_way, sync, sync_parents
+from dpo_cli.whole_folder import out_of_the_way, renamed, sync, sync_parents
 
 _FORMAT = 2
 _KINDS = ("weights", "moments", "reference")
@@ -195,7 +195,9 @@ def remove(folder: Path) -> None:
     """Delete one. It loses its name first: what is there under a name is complete, also if this is cut off."""
     partial = folder.with_name(f".removed-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    folder.rename(partial)
+    if not renamed(folder, partial):
+        (folder / "manifest.json").unlink()  # without it, it is no checkpoint
+        partial = folder
     faults.reached("delete", folder.name.removeprefix("step-"))
     shutil.rmtree(partial)
 

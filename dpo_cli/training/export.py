@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,15 +81,46 @@ def write_model(
     Raises:
         StorageError: if what was written is not what was meant.
     """
+    _write_settings(folder, model, dropout, ends)
+    _save_tokenizer(tokenizer, folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    _write_weights(folder, model, weights)
+
+
+def rehearse(
+    folder: Path,
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dropout: Mapping[str, float],
+    ends: Sequence[int],
+) -> None:
+    """Write all that the end of a run writes but the weights, and remove it: transformers loads configurations that it
+    then refuses to save, and after hours of training is too late to hear of it.
+
+    Args:
+        folder: to be made.
+        model: None = its configuration is not written, as with an adapter.
+        tokenizer, dropout, ends: as for ``export``.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir()
+        if model is not None:
+            _write_settings(folder, model, dropout, ends)
+        _save_tokenizer(tokenizer, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_settings(folder: Path, model: PreTrainedModel, dropout: Mapping[str, float], ends: Sequence[int]) -> None:
+    """``config.json`` and ``generation_config.json``."""
     during = {name: getattr(model.config, name) for name in dropout}
     for name, value in dropout.items():
         setattr(model.config, name, value)
     try:
         _stop_at(model, ends)
-        model.save_pretrained(folder, state_dict={})  # configurations
-        _save_tokenizer(tokenizer, folder)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        _write_weights(folder, model, weights)
+        model.save_pretrained(folder, state_dict={})
     finally:
         for name, value in during.items():
             setattr(model.config, name, value)

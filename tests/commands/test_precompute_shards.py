@@ -64,7 +64,9 @@ def test_shards_come_to_one_pass(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert ": 0 tokens computed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("shard", "error"), [("4/3", DpoError), ("0/3", ConfigError), ("1", ConfigError)])
+@pytest.mark.parametrize(
+    ("shard", "error"), [("4/3", DpoError), ("1/100001", DpoError), ("0/3", ConfigError), ("1", ConfigError)]
+)
 def test_a_shard_that_is_none_is_refused(shard: str, error: type[Exception], tmp_path: Path) -> None:
     with pytest.raises(error, match="shard="):
         precompute_ref.run(config(tmp_path, "parts", shard))

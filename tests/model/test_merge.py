@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig, Pre
 
 import dpo_cli.model.merge
 from dpo_cli.commands.merge import check_output
-from dpo_cli.commands.merging import Wanted, find_source, merge_into
+from dpo_cli.commands.merging import Source, Wanted, _card, find_source, merge_into
 from dpo_cli.errors import DpoError, NumericsError
+from dpo_cli.model.files import ModelFiles
 from dpo_cli.model.load import load_model
 from dpo_cli.model.merge import Gap, allowed_gap
 from dpo_cli.model.quantize import keep_one_path, quantization_options
@@ -264,6 +265,32 @@ def test_what_can_not_be_merged(tmp_path: Path) -> None:
     with pytest.raises(DpoError, match="pickles"):
         merge_into(tmp_path / "m", find_source(str(adapter)), Wanted("float32", "trained"))
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ("/dev/null", "is there already"),
+        (".", "name a new folder in it"),
+        ("link", "is there already"),
+        ("x" * 250, "File name too long"),
+    ],
+)
+def test_where_nothing_can_be_merged_to(
+    output: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if output == "link":
+        Path(output).symlink_to("nowhere")
+    with pytest.raises(DpoError, match=says):
+        check_output(Path(output))
+
+
+@pytest.mark.parametrize("about", [{}, {"base": 5}, {"base": "x", "adapter": [], "license": 5}])
+def test_a_strange_record_is_said(tmp_path: Path, about: dict[str, Any]) -> None:
+    source = Source(ModelFiles("x", adapter="a"), {"loss": 5}, {"about": about})
+    with pytest.raises(DpoError, match="the run of a does not say what a model card needs"):
+        _card(source, Wanted("float32", "trained"))
 
 
 def test_how_the_base_was_held_is_what_the_run_says(tmp_path: Path) -> None:

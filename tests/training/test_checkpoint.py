@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -253,6 +254,29 @@ def test_a_rename_that_fails_leaves_the_one_that_was_to_be_replaced(tmp_path: Pa
         write(tmp_path, state_of(1), weights_of(8).items(), moments_of(8).items(), first=True)
     assert steps(tmp_path) == [folder.name]
     assert_equal(read(folder).weights(), weights_of(1))
+
+
+@pytest.fixture
+def layered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints in a lower layer of an overlay, which have no other name."""
+    ordinary = Path.rename
+
+    def rename(path: Path, to: Path) -> Path:
+        if path.name.startswith("step-"):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return ordinary(path, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+
+
+def test_in_an_overlay_old_ones_are_removed_and_replaced_all_the_same(tmp_path: Path, layered: None) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    clean_up(tmp_path, keep_last=2, best_step=None, newest=3)
+    assert steps(tmp_path) == ["step-2", "step-3"]
+    write(tmp_path, state_of(3), weights_of(8).items(), moments_of(8).items(), first=True)
+    assert_equal(read(tmp_path / "step-3").weights(), weights_of(8))
+    assert steps(tmp_path) == ["step-2", "step-3"]
 
 
 @pytest.mark.parametrize("part", ["weights", "moments"])

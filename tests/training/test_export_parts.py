@@ -18,6 +18,17 @@ from dpo_cli.model.attention import GROUP_ATTENTION
 from dpo_cli.training import export
 
 
+def test_a_rehearsal_finds_what_can_not_be_saved_and_leaves_nothing(tmp_path: Path) -> None:
+    model = build((FAMILIES | MIXTURES)["llama"](), GROUP_ATTENTION, torch.float32)
+    model.config.attention_dropout = 0.0
+    export.rehearse(tmp_path / "r", model, tokenizers.quickstart(), dropout={"attention_dropout": 0.1}, ends=[1])
+    assert (list(tmp_path.iterdir()), model.config.attention_dropout) == ([], 0.0)
+    model.generation_config.num_beams, model.generation_config.num_return_sequences = 1, 9
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        export.rehearse(tmp_path / "r", model, tokenizers.quickstart(), dropout={}, ends=[1])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("family", ["llama", *MIXTURES])
 def test_in_parts_it_is_the_same_model(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where experts have other names and cuts on disk than in memory."""
