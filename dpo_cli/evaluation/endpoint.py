@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ Give your reasons in a few sentences. End with one line: [[A]] if A is better, [
 equally good."""
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 _VALUES = {"A": 1.0, "B": 0.0, "C": 0.5}
+_Answer = tuple[int, httpx.Headers, bytes]
+"""Status, headers and content."""
 _HOPELESS = (400, 401, 403, 404)
 """Answers that asking again can't mend."""
 _LONGEST_WAIT = 60.0
@@ -99,7 +102,7 @@ class Endpoint:
         for attempt in range(self.retries + 1):
             wait = min(self.first_wait * 2**attempt, _LONGEST_WAIT)
             try:
-                status, headers, content = self._post(client, place, body)
+                status, headers, content = self._in_time(client, place, body)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 problem = one_line(f"{type(error).__name__}: {error}")
             else:
@@ -118,22 +121,40 @@ class Endpoint:
             f"judge.url={self.url}: {problem}; verdicts so far are kept, the same command goes on from there"
         )
 
-    def _post(self, client: httpx.Client, place: str, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
-        """One request: status, headers and content of the answer, which is read only as far as a verdict may go.
+    def _in_time(self, client: httpx.Client, place: str, body: dict[str, Any]) -> _Answer:
+        """``_post`` in a thread, which is left alone with an answer that drips: httpx bounds each piece, and not all.
 
         Raises:
-            httpx.HTTPError: it failed, or took longer than ``timeout``, which httpx itself has of each piece.
+            httpx.HTTPError: it failed, or took longer than ``timeout``.
             DpoError: the answer has no end.
         """
-        ends = time.monotonic() + self.timeout
+        done: Future[_Answer] = Future()
+
+        def ask() -> None:
+            try:
+                done.set_result(self._post(client, place, body))
+            except Exception as error:
+                done.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            return done.result(self.timeout)
+        except TimeoutError:
+            raise httpx.ReadTimeout(f"the answer was not complete after {self.timeout:g} s") from None
+
+    def _post(self, client: httpx.Client, place: str, body: dict[str, Any]) -> _Answer:
+        """One request: the answer, which is read only as far as a verdict may go.
+
+        Raises:
+            httpx.HTTPError: it failed.
+            DpoError: the answer has no end.
+        """
         content = bytearray()
         with client.stream("POST", place, json=body) as response:
             for piece in response.iter_bytes():
                 content += piece
                 if len(content) > _LONGEST_ANSWER:
                     raise DpoError(f"judge.url={self.url}: the answer has more than {_LONGEST_ANSWER:,} bytes")
-                if time.monotonic() > ends:
-                    raise httpx.ReadTimeout(f"the answer was not complete after {self.timeout:g} s")
         return response.status_code, response.headers, bytes(content)
 
 

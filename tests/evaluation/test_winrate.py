@@ -82,6 +82,8 @@ class Server:
         """Instead of verdicts."""
         self.pause = 0.0
         """Seconds after each byte."""
+        self.pause_in_head = 0.0
+        """Seconds after each of 100 headers."""
         lock = threading.Lock()
         outer = self
 
@@ -102,6 +104,10 @@ class Server:
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
+                for number in range(100) if outer.pause_in_head else ():
+                    self.send_header(f"X-{number}", "")
+                    self.flush_headers()
+                    time.sleep(outer.pause_in_head)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 with suppress(ConnectionError):
@@ -201,6 +207,10 @@ def test_an_answer_that_trickles_in_has_the_time_of_a_request(server: Server, tm
     server.answers, server.pause = [b" " * 100], 0.05
     with pytest.raises(DpoError, match=r"not complete after 0.2 s"):
         endpoint(server, tmp_path, timeout=0.2, retries=0)([("q", "good", "bad")])
+    server.pause, server.pause_in_head, began = 0.0, 0.05, time.monotonic()
+    with pytest.raises(DpoError, match=r"not complete after 0.2 s"):
+        endpoint(server, tmp_path, timeout=0.2, retries=0)([("q", "good", "bad")])
+    assert time.monotonic() - began < 3.0  # of 5 that its head takes
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"answer": 5}', b"\xff", b"[" * 100_000])
