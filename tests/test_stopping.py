@@ -99,6 +99,7 @@ def test_a_terminal_that_is_gone_is_not_written_to() -> None:
     child, terminal = pty.fork()
     if child == 0:
         code = 1
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if the tests run under nohup
         with suppress(BaseException), stop_on_signals() as stop, stop.waiting():
             os.write(1, b"ready")
             while not stop.requested:
