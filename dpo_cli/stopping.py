@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from dpo_cli.errors import DpoError, Preempted
+from dpo_cli.errors import Preempted
 
 STOPPABLE = ("train", "precompute-ref")
 """Commands that have something to save, and go on when given again."""
@@ -116,9 +116,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request.requested:
             request.interrupt()
         yield request
-    except DpoError:
+    except Preempted:
         raise
-    except Exception as error:
+    except Exception as error:  # also one of ours, made of the library's
         if request.interrupted:
             raise Preempted(_NOTHING_TO_SAVE) from error
         raise

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from dpo_cli import stopping
-from dpo_cli.errors import ExitCode, Preempted
+from dpo_cli.errors import DpoError, ExitCode, Preempted
 from dpo_cli.stopping import SIGNALS, stop_on_signals, unwind_on_signals
 
 
@@ -48,6 +48,14 @@ def makes_another_error_of_it() -> None:
             raise ImportError("cannot import this module") from error
 
 
+def is_taken_for_a_broken_model() -> None:
+    with stop_on_signals():
+        try:
+            send(signal.SIGTERM)
+        except Exception as error:  # what transformers makes of it is put into words
+            raise DpoError("model.path=m is not a model") from error
+
+
 def drops_it() -> None:
     with stop_on_signals():
         with suppress(Exception):
@@ -56,7 +64,7 @@ def drops_it() -> None:
             pytest.fail("it goes on")
 
 
-@pytest.mark.parametrize("library", [makes_another_error_of_it, drops_it])
+@pytest.mark.parametrize("library", [makes_another_error_of_it, is_taken_for_a_broken_model, drops_it])
 def test_a_library_in_the_way_changes_nothing(library: Callable[[], None]) -> None:
     with pytest.raises(Preempted):
         library()

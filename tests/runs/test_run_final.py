@@ -275,7 +275,7 @@ def test_samples_of_two_sharded_processes_are_those_of_one(place: Place, tmp_pat
     assert "samples/kl" in final[0]
     known = set(of_run(of_loss(["dpo"]), True, of_samples(true_reward=False, kl=True)))
     assert set(final[0]) - known == set()
-    assert known - set(final[0]) <= {"memory/gpu_gib", "mfu"}
+    assert known - set(final[0]) <= {"memory/gpu_gib", "mfu", "passed_over"}
     warm = place.run(tmp_path / "3", {**changes, "eval.temperature": 0.5})
     assert "samples/kl" not in record(warm)["final"]  # at another temperature they are no samples of the policy
 
