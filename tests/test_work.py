@@ -16,11 +16,12 @@ import torch
 from helpers import loss_cases, runs, tokenizers
 from helpers.configs import composed
 from helpers.families import build
+from helpers.process_group import one_process_group
 from helpers.work import Meter, Work, held_by, metered
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from dpo_cli import distributed, liveness
+from dpo_cli import liveness
 from dpo_cli.commands import hooks, parts, train, train_run
 from dpo_cli.data.collate import collate, flat_length
 from dpo_cli.data.kinds import mismatch
@@ -45,13 +46,8 @@ PROMPT, ANSWERS = 10, (5, 7, 6, 8)
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_process_group() -> Iterator[None]:
-    """DeepSpeed can be started again in a process as long as the group of ranks is the same."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(distributed, "stop", lambda: None)
-    patch.setenv("LOCAL_RANK", "0")  # what start() would leave in the environment
-    distributed.start()
-    yield
-    patch.undo()
+    with one_process_group():
+        yield
 
 
 def policy(*, groups: bool = True) -> Policy:

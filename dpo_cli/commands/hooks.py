@@ -180,10 +180,13 @@ class RunHooks:
         """
         self.loss_state = update.state
         self._follow(step)
-        if text := distributed.from_first(self.spikes.look(update.loss)):
+        text, goes_back = self.spikes.look(update.loss), self.config.train.on_spike == "rollback"
+        if goes_back:  # which all ranks must do alike; an alert is the first rank's alone, and need not be agreed on
+            text = distributed.from_first(text)
+        if text:
             self.alert(step, "loss-spike", text)
-            if self.config.train.on_spike == "rollback":
-                self._roll_back(step)
+        if text and goes_back:
+            self._roll_back(step)
 
     def passed_over(self, step: int, problem: str) -> None:
         """After an update that could not be made.

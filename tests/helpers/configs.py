@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from dpo_cli.compose import SCHEMAS, _register_resolvers, _with_run
-from dpo_cli.config import read_config
+from dpo_cli.config import TrainConfig, read_config
 from dpo_cli.config_folder import config_folder
 
 
@@ -28,3 +29,15 @@ def composed(command: str, words: Sequence[str]) -> Any:
     assert isinstance(tree, dict)
     values = {str(key): value for key, value in tree.items() if key != "hydra"}
     return read_config(_with_run(values, words), SCHEMAS[command])
+
+
+def with_changes(base: TrainConfig, words: Sequence[str]) -> TrainConfig:
+    """What a few words would change."""
+    config = base
+    for word in words:
+        key, _, value = word.partition("=")
+        section, _, name = key.partition(".")
+        if name:
+            changed = getattr(config, section).model_copy(update={name: yaml.safe_load(value)})
+            config = config.model_copy(update={section: changed})
+    return config

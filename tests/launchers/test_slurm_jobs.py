@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import yaml
-from helpers.configs import composed
+from helpers.configs import composed, with_changes
 
 from dpo_cli import sweep
 from dpo_cli.config import TrainConfig
@@ -55,16 +53,6 @@ def smart(base: TrainConfig, *words: str) -> tuple[int, str]:
     trials = Trials(words, found, lambda point: with_changes(base, point))
     found.run(trials, trials.settings.parallel, here=not trials.on_slurm)
     return found.finish(trials.best()), trials.best()
-
-
-def with_changes(config: TrainConfig, words: Sequence[str]) -> TrainConfig:
-    for word in words:
-        key, _, value = word.partition("=")
-        section, _, name = key.partition(".")
-        if name:
-            changed = getattr(config, section).model_copy(update={name: yaml.safe_load(value)})
-            config = config.model_copy(update={section: changed})
-    return config
 
 
 def jobs(queue: Path) -> list[dict]:

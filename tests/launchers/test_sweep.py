@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from helpers.configs import composed
+from helpers.configs import composed, with_changes
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
@@ -103,18 +102,6 @@ def base() -> TrainConfig:
         patch.setattr(launch, "run_once", lambda command, config: found.append(config) or 0)
         assert run_command("train", GIVEN) == 0
     return found[0]
-
-
-def with_changes(base: TrainConfig, words: Sequence[str]) -> TrainConfig:
-    """What a few words would change."""
-    config = base
-    for word in words:
-        key, _, value = word.partition("=")
-        section, _, name = key.partition(".")
-        if name:
-            changed = getattr(config, section).model_copy(update={name: yaml.safe_load(value)})
-            config = config.model_copy(update={section: changed})
-    return config
 
 
 def run_grid(base: TrainConfig, betas: Sequence[float], parallel: int = 1, run_dir: str = "all") -> int:

@@ -12,8 +12,8 @@ import torch
 from helpers import loss_cases, runs, tokenizers
 from helpers.configs import composed
 from helpers.families import FAMILIES, build
+from helpers.process_group import one_process_group
 
-from dpo_cli import distributed
 from dpo_cli.commands import train, train_run
 from dpo_cli.data.collate import flat_length
 from dpo_cli.data.plan import Step
@@ -31,13 +31,8 @@ RARE = 23
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_process_group() -> Iterator[None]:
-    """DeepSpeed can be started again in a process as long as the group of ranks is the same."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(distributed, "stop", lambda: None)
-    patch.setenv("LOCAL_RANK", "0")  # what start() would leave in the environment
-    distributed.start()
-    yield
-    patch.undo()
+    with one_process_group():
+        yield
 
 
 def group(number: int, token: int = 3) -> Group:
